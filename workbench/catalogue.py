@@ -1,0 +1,84 @@
+"""What exists: problems and methods, collected from their declarations by walking the packages that hold them."""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from workbench.routine import Declared, unknown
+
+PACKAGES = ("workbench.problems", "workbench.optimizers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of the catalogue."""
+
+    name: str
+    title: str
+    family: str
+    kind: str
+    source: str
+    ledger_id: str
+    hyper: tuple[dict, ...]
+    evidence: str
+    doc: str
+    host_sync: bool
+    make: type[Declared] = dataclasses.field(repr=False)
+
+    def describe(self) -> dict:
+        """The row as plain values, as `workbench list --json` prints it."""
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "make"}
+        row["hyperparameters"] = list(row.pop("hyper"))
+        return row
+
+
+def _declarations(package: str) -> list[type[Declared]]:
+    """The public declarations of a package: classes with a name and evidence, in the module that defines them."""
+    found: list[type[Declared]] = []
+    root = importlib.import_module(package)
+    for module in pkgutil.iter_modules(root.__path__, package + "."):
+        for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            here = value.__module__ == module.name and issubclass(value, Declared)
+            if here and value.evidence and "name" in vars(value):
+                found.append(value)
+    return sorted(found, key=lambda cls: inspect.getsourcelines(cls)[1])
+
+
+@functools.cache
+def _entries() -> tuple[Entry, ...]:
+    return tuple(_entry(cls) for package in PACKAGES for cls in _declarations(package))
+
+
+def _entry(cls: type[Declared]) -> Entry:
+    hypers = tuple(hyper.describe() for hyper in cls.hypers.values())
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    row = (cls.name, cls.title, cls.family, cls.kind, cls.source, cls.ledger, hypers, cls.evidence, doc, cls.host_sync)
+    return Entry(*row, cls)
+
+
+def catalogue(family: str | None = None) -> list[Entry]:
+    """Everything that exists, or one family of it ("optimizers", "surfaces", …).
+
+    Raises:
+        ValueError: on a family that does not exist, naming those that do.
+    """
+    rows = list(_entries())
+    families = {row.family for row in rows}
+    if family is not None and family not in families:
+        raise unknown("a family", family, families)
+    return [row for row in rows if family in (None, row.family)]
+
+
+def make(name: str, **settings: Any) -> Any:
+    """A problem or method of the catalogue with settings of its own: `wb.make("quadratic", condition=100)`.
+
+    Raises:
+        ValueError: on an unknown name or setting.
+    """
+    rows = {row.name: row for row in _entries()}
+    if name not in rows:
+        raise unknown("a name of the catalogue", name, rows)
+    return rows[name].make(**settings)

@@ -1,0 +1,86 @@
+"""States are trees: tensors inside NamedTuples, tuples and dicts. The few walks over them that everything needs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tree_map(function: Callable, tree: Any, *others: Any) -> Any:
+    """The tree with `function` applied to each tensor (and to its fellows in `others`); other leaves are kept as they are."""
+    if isinstance(tree, Tensor):
+        return function(tree, *others)
+    columns = [_parts(other) for other in others]
+    return _rebuild(tree, [tree_map(function, *row) for row in zip(_parts(tree), *columns, strict=True)])
+
+
+def leaves(tree: Any) -> Iterator[Any]:
+    """Every leaf, tensors and plain values alike, in a fixed order."""
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from leaves(value)
+    elif isinstance(tree, tuple | list):
+        for value in tree:
+            yield from leaves(value)
+    else:
+        yield tree
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """Every tensor leaf, in a fixed order."""
+    return (leaf for leaf in leaves(tree) if isinstance(leaf, Tensor))
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes held by the tensors of the tree (shared storage counts each time)."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two trees agree in structure, dtype, shape and every bit (NaN equals the same NaN)."""
+    left, right = list(leaves(a)), list(leaves(b))
+    return len(left) == len(right) and all(_same_leaf(p, q) for p, q in zip(left, right, strict=True))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor):
+        return type(a) is type(b) and a == b
+    if not isinstance(b, Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    raw = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in (a, b)]
+    return torch.equal(*raw)
+
+
+class PerRun(tuple):
+    """A tuple with one subtree a run, for state that cannot be stacked (that of `torch.optim` classes)."""
+
+
+def repeat_runs(tree: Any, runs: int, axis: int) -> Any:
+    """The state of one run, copied to `runs` runs along `axis`; 0-d leaves are shared by all runs and stay."""
+    if isinstance(tree, PerRun):
+        return PerRun(tree[0] for _ in range(runs))
+    if isinstance(tree, Tensor):
+        return tree if tree.ndim == 0 else tree.repeat_interleave(runs, axis)
+    return _rebuild(tree, [repeat_runs(part, runs, axis) for part in _parts(tree)])
+
+
+def pick_run(tree: Any, run: int, axis: int) -> Any:
+    """One run of a state, as a state of one run."""
+    if isinstance(tree, PerRun):
+        return PerRun([tree[run]])
+    if isinstance(tree, Tensor):
+        return tree if tree.ndim == 0 else tree.narrow(axis, run, 1).contiguous()
+    return _rebuild(tree, [pick_run(part, run, axis) for part in _parts(tree)])
+
+
+def _parts(tree: Any) -> list:
+    return list(tree.values()) if isinstance(tree, dict) else list(tree) if isinstance(tree, tuple | list) else []
+
+
+def _rebuild(tree: Any, parts: list) -> Any:
+    if isinstance(tree, dict):
+        return dict(zip(tree, parts, strict=True))
+    if isinstance(tree, tuple | list):
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree
