@@ -82,3 +82,41 @@ def make(name: str, **settings: Any) -> Any:
     if name not in rows:
         raise unknown("a name of the catalogue", name, rows)
     return rows[name].make(**settings)
+
+
+def find_objective(objective: Any) -> Any:
+    """An objective from a catalogue name, an expression, or an `Objective` itself."""
+    from workbench.problems.objective import Objective
+
+    if isinstance(objective, Objective):
+        return objective
+    if inspect.isclass(objective) and issubclass(objective, Objective):
+        return objective()
+    rows = {row.name: row for row in catalogue("surfaces")}
+    if objective in rows:
+        return rows[objective].make()
+    if isinstance(objective, str) and not objective.replace("-", "").replace("_", "").isalpha():
+        from workbench.problems.expression import parse
+
+        return parse(objective)
+    raise unknown("an objective", objective, rows)
+
+
+def find_optimizer(optimizer: Any) -> Any:
+    """An optimizer from a catalogue name, an `Optimizer` (class or instance), or a `torch.optim.Optimizer` subclass."""
+    import torch
+
+    from workbench.optimizers.base import Optimizer
+
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if inspect.isclass(optimizer) and issubclass(optimizer, Optimizer):
+        return optimizer()
+    if inspect.isclass(optimizer) and issubclass(optimizer, torch.optim.Optimizer):
+        from workbench.optimizers.torch_adapter import TorchOptimizer
+
+        return TorchOptimizer(optimizer)
+    rows = {row.name: row for row in catalogue("optimizers")}
+    if optimizer in rows:
+        return rows[optimizer].make()
+    raise unknown("an optimizer", optimizer, rows)

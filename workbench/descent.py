@@ -41,13 +41,13 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
     return loss.detach(), gradient
 
 
-def guard(old: Tensor, new: Tensor, loss: Tensor, diverged: Tensor, k: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Points that stay put once a run has stopped being finite, and the step at which that happened per run.
 
-    A run diverges at step k when its loss at step k or its point at step k + 1 is not finite: it keeps its last
-    finite point from then on, and disturbs no other run.
+    A run diverges at step k when its point at step k + 1 is not finite: it keeps the point of step k from then on, and
+    disturbs no other run.
     """
-    sound = torch.isfinite(new).all(axis) & torch.isfinite(loss) & (diverged == RUNNING)
+    sound = torch.isfinite(new).all(axis) & (diverged == RUNNING)
     stopped = torch.where((diverged == RUNNING) & ~sound, k, diverged)
     return torch.where(sound.unsqueeze(axis), new, old), stopped
 
@@ -107,6 +107,12 @@ class Descent(Routine):
         return self.objective.draw(key, state.x)
 
     def step(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
+        new, info = self.move(state, hyper, noise)
+        x, diverged = guard(state.x, new.x, state.diverged, state.k, 0)
+        return new._replace(x=x, diverged=diverged), info
+
+    def move(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
+        """The step without the guard against divergence: compiled rollouts look for that afterwards."""
         seen: dict[str, Tensor] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,9 +122,8 @@ class Descent(Routine):
             return loss, gradient
 
         turned = hyper if self.schedule is None else {**hyper, "lr": hyper["lr"] * self.schedule(state.k)}
-        new, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
-        x, diverged = guard(state.x, new, seen["loss"], state.diverged, state.k, 0)
-        return DescentState(x, method, state.k + 1, diverged), {**seen, **info}
+        x, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
+        return DescentState(x, method, state.k + 1, state.diverged), {**seen, **info}
 
     def observe(self, state: DescentState) -> dict[str, Tensor]:
         return self.observe_points(state.x)
