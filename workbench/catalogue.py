@@ -84,6 +84,14 @@ def make(name: str, **settings: Any) -> Any:
     return rows[name].make(**settings)
 
 
+def find(family: str, what: str, name: str) -> Entry:
+    """The row of a name in a family; `what` is how an error calls it."""
+    rows = {row.name: row for row in catalogue(family)}
+    if name not in rows:
+        raise unknown(what, name, rows)
+    return rows[name]
+
+
 def find_objective(objective: Any) -> Any:
     """An objective from a catalogue name, an expression, or an `Objective` itself."""
     from workbench.problems.objective import Objective

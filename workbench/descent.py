@@ -133,6 +133,13 @@ class Descent(Routine):
         loss, gradient = value_and_gradient(self.objective, x)
         return {"x": x, "loss": loss, "grad_norm": torch.linalg.vector_norm(gradient, dim=0)}
 
+    def observe_path(self, xs: Tensor) -> dict[str, Tensor]:
+        """The same for a stack of points (steps, dim, runs), a block of steps at a time to bound memory."""
+        block = max(1, 2**22 // max(1, xs[0].numel()))
+        parts = [self.observe_points(part.movedim(0, 1)) for part in xs.split(block)]
+        frame = {name: torch.cat([part[name] for part in parts], 0) for name in ("loss", "grad_norm")}
+        return {"x": xs, **frame}
+
     def measure(self, info: dict) -> dict[str, Tensor]:
         return {"loss": info["loss"], "grad_norm": torch.linalg.vector_norm(info["gradient"], dim=0)}
 
@@ -141,6 +148,9 @@ class Descent(Routine):
             return self
         made = dict(gradient=self.gradient, schedule=self.schedule, dtype=self.dtype, device=device)
         return Descent(self.objective, self.method, **made)
+
+    def coords(self) -> dict[str, tuple]:
+        return {"dim": ("dim", list(self.objective.dims), {"long_name": "coordinate", "units": "1"})}
 
     def recipe(self) -> str:
         extras = [] if self.dtype == torch.float32 else [f"dtype={self.dtype}"]

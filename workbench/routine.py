@@ -13,7 +13,7 @@ import difflib
 import hashlib
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -253,12 +253,40 @@ class Variable:
     units: str = "1"
 
 
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A measurement of a state that a record or an app may ask for.
+
+    Args:
+        name: what it is asked for by.
+        variables: label of each array it gives.
+        measure: measure(routine, state) -> {name: tensor}, runs on the routine's run axis.
+        doc: one line.
+    """
+
+    name: str
+    variables: Mapping[str, Variable]
+    measure: Callable[["Routine", Any], dict[str, Tensor]]
+    doc: str = ""
+
+
 class Routine:
-    """Problem and method, bound. Subclasses fill in the methods below; `device` and `dtype` are those of the state."""
+    """Problem and method, bound. Subclasses fill in the methods below; `device` and `dtype` are those of the state.
+
+    Attributes:
+        hypers: what may be turned, by name.
+        variables: labels of the arrays that `observe` and `measure` give.
+        recorded: names from `measure` that a record keeps (what `observe` cannot see afterwards).
+        run_axis: where runs stand in every tensor of a state that has more than none.
+        start_dims: number of axes of one run's start.
+    """
 
     hypers: Mapping[str, Hyper] = {}
     variables: Mapping[str, Variable] = {}
+    probes: Mapping[str, Probe] = {}
+    recorded: tuple[str, ...] = ()
     run_axis: int = -1
+    start_dims: int = 1
     host_sync: bool = False
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -283,6 +311,10 @@ class Routine:
         """The scalars per run worth keeping of a step's info; each has shape (runs,)."""
         return {}
 
+    def runs(self, state: Any) -> int:
+        """Number of runs of a state."""
+        return state.diverged.shape[0]
+
     def done(self, state: Any) -> Tensor | None:
         """Per run, whether nothing more will happen; None when a routine never ends by itself."""
         return None
@@ -291,9 +323,17 @@ class Routine:
         """The same routine with its tensors on another device."""
         raise NotImplementedError
 
+    def coords(self) -> dict[str, tuple]:
+        """Coordinates of the variables' own dims, as xarray takes them."""
+        return {}
+
     def recipe(self) -> str:
         """A Python expression that makes this routine again, for exported scripts."""
         raise NotImplementedError
+
+    def setup(self) -> str:
+        """Python lines an exported script needs before the recipe, "" when none."""
+        return ""
 
     def describe(self) -> dict:
         """Names of what was bound, for provenance: problem, method."""

@@ -17,6 +17,8 @@ class Optimizer(Declared):
 
     family: ClassVar[str] = "optimizers"
     kind: ClassVar[str] = "optimizer"
+    draws: ClassVar[int] = 1
+    """Minibatches a step draws: oracle(x, draw=j) takes the j-th."""
 
     def init(self, space: Space, x: Tensor) -> Any:
         """The method's own first state (a NamedTuple or tuple of tensors), for points x."""

@@ -1,0 +1,62 @@
+"""A run as plain Python: the shortest script that makes it again, edits included."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.record import plain, versions
+from workbench.routine import Routine
+from workbench.timeline import Edit
+
+
+def write_script(
+    routine: Routine, seed: Any, start: Any, hyper: Mapping[str, Any], edits: Sequence[Edit], end: int
+) -> str:
+    """The script of a session that stands at step `end`; it leaves its own `session` at the same step, same bits."""
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    setup = routine.setup()
+    lines = [
+        '"""Written by the Gradient Workbench; makes the run again, bit for bit with the same versions and device.',
+        "",
+        f"{made}; device {routine.device}.",
+        '"""',
+        "",
+        *(["import torch"] if "torch." in routine.recipe() + setup else []),
+        "import workbench as wb",
+        "",
+        *([setup, ""] if setup else []),
+        f"routine = {routine.recipe()}",
+        f"session = wb.Session(routine{_given(seed, start, hyper, routine)})",
+        *_moves(edits, end),
+        "",
+        'if __name__ == "__main__":',
+        "    print(session.record())",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _given(seed: Any, start: Any, hyper: Mapping[str, Any], routine: Routine) -> str:
+    parts = [f", seed={plain(seed)!r}"]
+    if start is not None:
+        parts.append(f", start={plain(start)!r}")
+    if hyper:
+        parts.append(f", hyper={plain(hyper)!r}")
+    if routine.device.type != "cpu":
+        parts.append(f", device={str(routine.device)!r}")
+    return "".join(parts)
+
+
+def _moves(edits: Sequence[Edit], end: int) -> list[str]:
+    lines, at = [], 0
+    for step in sorted({edit.step for edit in edits if edit.step <= end}):
+        if step > at:
+            lines.append(f"session.step({step - at})")
+        at = step
+        turned = {edit.target: plain(edit.value) for edit in edits if edit.step == step}
+        if all(name.isidentifier() for name in turned):
+            lines.append(f"session.set({', '.join(f'{name}={value!r}' for name, value in turned.items())})")
+        else:
+            lines.append(f"session.set(**{turned!r})")
+    if end > at:
+        lines.append(f"session.step({end - at})")
+    return lines

@@ -1,0 +1,361 @@
+"""One live routine: play, pause, step, back, seek to any step, turn hyperparameters while it moves, branch, script.
+
+Exact: going back restores the nearest earlier snapshot and replays with the edit log, to the same bits.
+"""
+
+import contextlib
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from workbench import record as records
+from workbench.rollout import Collector, advance, as_key, pick_probes, runs_of
+from workbench.routine import Routine, status, unknown
+from workbench.script import write_script
+from workbench.timeline import Edit, Snapshots, Timeline
+
+BUDGET = 256 * 2**20
+SLICE = 0.008
+"""Seconds a playing session works before it lets others speak and tells its listeners."""
+
+
+class Session:
+    """One live routine.
+
+    Args:
+        routine: what moves.
+        seed: one whole number, or one a run.
+        start: where it begins; the problem's own start when None. A leading run axis gives several runs.
+        hyper: first values by name; one with a leading run axis gives several runs.
+        probes: further measurements for `record`, by name or as `Probe`.
+        budget: bytes of snapshots; older ones thin out, and every step can still be reached.
+        device: where it runs; the routine's own when None.
+
+    Raises:
+        ValueError: on unknown or out-of-range hyperparameters, or runs that disagree.
+    """
+
+    def __init__(
+        self,
+        routine: Routine,
+        *,
+        seed: int | Sequence[int] = 0,
+        start: Any = None,
+        hyper: Mapping[str, Any] | None = None,
+        probes: Sequence[Any] = (),
+        budget: int = BUDGET,
+        device: Any = None,
+    ) -> None:
+        self.routine = routine.to(device)
+        self.seed, self.start, self.probes = seed, start, pick_probes(routine, probes)
+        self.first = dict(hyper or {})
+        self.budget = budget
+        self._key = as_key(seed)
+        runs = runs_of(start, hyper, seed, routine.start_dims)
+        state = self.routine.init(self._key.stream("init"), start=start, runs=runs)
+        self._runs = self.routine.runs(state)
+        self.routine.normalise(self.first, runs=self._runs)
+        self._now = (0, state)
+        self._timeline = Timeline(Snapshots(budget))
+        self._timeline.snapshots.put(0, state)
+        self.others: list[Timeline] = []
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self._lock, self._waiting = threading.RLock(), 0
+        self._thread: threading.Thread | None = None
+        self._playing, self._speed, self._until = False, None, None
+        self._listeners: list[Callable[[Session], None]] = []
+        self._ready: tuple[int, int, dict] | None = None
+        self.last_info: dict = {}
+        self.closed = False
+        self.stopped = ""
+        self.seconds_per_step = 0.0
+
+    # ---- what is
+
+    @property
+    def index(self) -> int:
+        """Steps made up to where the session stands."""
+        return self._now[0]
+
+    @property
+    def state(self) -> Any:
+        """The state where the session stands; immutable."""
+        return self._now[1]
+
+    @property
+    def now(self) -> tuple[int, Any]:
+        """(index, state), taken together: a consistent pair even while it plays."""
+        return self._now
+
+    @property
+    def head(self) -> int:
+        """The furthest step this line of time has reached."""
+        return self._timeline.head
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edit log of this line of time, by step."""
+        return tuple(self._timeline.edits)
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyperparameters in force for the next step."""
+        return self._given(self.index)
+
+    @property
+    def playing(self) -> bool:
+        """Whether it moves by itself now."""
+        return self._playing
+
+    @property
+    def status(self) -> list[str]:
+        """Each run's status in words: "ok" or "diverged at step k"."""
+        return [status(int(step)) for step in self.state.diverged.tolist()]
+
+    def trace(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(steps, {name: (steps, runs)}): what each step measured, of this line of time up to its head."""
+        with self._turn():
+            return self._timeline.trace.arrays()
+
+    def worst_seek(self) -> float:
+        """Seconds the slowest seek would take: the widest gap between snapshots times the time of a step."""
+        with self._turn():
+            return self._timeline.snapshots.widest_gap() * self.seconds_per_step
+
+    # ---- moving
+
+    def step(self, n: int = 1) -> "Session":
+        """Make n steps forward (replaying what was lived before, to the same bits)."""
+        with self._turn():
+            for _ in range(_whole("n", n)):
+                self._forward()
+        return self
+
+    def back(self, n: int = 1) -> "Session":
+        """Go n steps back, at most to step 0."""
+        with self._turn():
+            return self.seek(max(0, self.index - _whole("n", n)))
+
+    def seek(self, step: int) -> "Session":
+        """Go to any step: back to one already lived, or forward by making the steps in between."""
+        with self._turn():
+            target = _whole("step", step)
+            if target != self.index:
+                at, state = self._timeline.snapshots.nearest(target)
+                if not at <= self.index <= target:
+                    self._now = (at, state)
+                while self.index < target:
+                    self._forward()
+        return self
+
+    def set(self, **hyper: Any) -> "Session":
+        """Turn hyperparameters from the next step on. In the past this branches: the old future is kept in `others`.
+
+        Raises:
+            ValueError: on an unknown or out-of-range hyperparameter; nothing changes then.
+        """
+        with self._turn():
+            changed = {name: value for name, value in hyper.items() if not _equal(self._checked(name, value), name, self)}
+            self.routine.normalise({**self.hyper, **changed}, runs=self._runs)
+            if not changed:
+                return self
+            if self.index < self.head:
+                self.others.append(self._timeline)
+                self._timeline = self._timeline.upto(self.index)
+            for name, value in changed.items():
+                self._timeline.edit(Edit(self.index, name, records.plain(value)))
+            self._ready = None
+        return self
+
+    def branch(self) -> "Session":
+        """A new session that shares this one's past up to here, and from here on goes its own way."""
+        with self._turn():
+            twin = object.__new__(type(self))
+            for name in ("routine", "seed", "start", "probes", "first", "budget", "_key", "_runs", "_now"):
+                setattr(twin, name, getattr(self, name))
+            twin._timeline, twin.others = self._timeline.upto(self.index), []
+            twin._set_up()
+            return twin
+
+    # ---- playing
+
+    def play(self, speed: float | None = None, *, until: int | None = None) -> "Session":
+        """Move by itself on a daemon thread, at `speed` steps a second (as fast as it goes when None), up to `until`.
+
+        It stops by itself when every run has diverged; `stopped` then says why.
+        """
+        if speed is not None and not speed > 0:
+            raise ValueError(f"expected speed to be above 0 steps a second, got {speed!r}")
+        with self._turn():
+            if self.closed:
+                raise ValueError("expected an open session, got one that was closed; make a new one")
+            self._speed, self._until, self.stopped = speed, until, ""
+            if not self._playing:
+                self._playing = True
+                self._thread = threading.Thread(target=_play, args=(weakref.ref(self),), daemon=True, name="session")
+                self._thread.start()
+        return self
+
+    def pause(self) -> "Session":
+        """Stop moving; returns once the step under way is finished."""
+        self._playing = False
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        return self
+
+    def listen(self, callback: Callable[["Session"], None]) -> Callable[[], None]:
+        """Call `callback(session)` from the playing thread after each slice of work; returns what ends that."""
+        self._listeners.append(callback)
+        return lambda: self._listeners.remove(callback) if callback in self._listeners else None
+
+    def close(self) -> None:
+        """Stop and let go of everything held; the state stays readable."""
+        self.pause()
+        with self._turn():
+            self.closed = True
+            self._listeners.clear()
+            self.others.clear()
+            self._timeline = Timeline(Snapshots(self.budget), list(self._timeline.edits), self.index)
+            self._timeline.snapshots.put(self.index, self.state)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- keeping
+
+    def record(self, *, every: int = 1) -> xr.Dataset:
+        """The run from step 0 to here as a record, by replaying it with its edits."""
+        with self._turn():
+            collected = Collector(self.routine, self.probes, every)
+            state = self.routine.init(self._key.stream("init"), start=self.start, runs=self._runs)
+            line, end = self._timeline.upto(self.index), self.index
+        hyper_at = _cached(lambda k: self.routine.normalise({**self.first, **line.in_force(k)}), line)
+        final = collected.run(state, hyper_at, self._key, 0, end)
+        given = {"seed": self.seed, "start": self.start, "hyper": self.first, "edits": line.edits}
+        return records.build(self.routine, collected, final, {**given, "steps": end, "mode": "eager"})
+
+    def script(self) -> str:
+        """A short plain-Python script that makes this run again, edits included, to the same bits."""
+        with self._turn():
+            return write_script(self.routine, self.seed, self.start, self.first, self._timeline.edits, self.index)
+
+    # ---- inside
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the session; a playing one lets go at its next step."""
+        self._waiting += 1
+        try:
+            self._lock.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _given(self, k: int) -> dict[str, Any]:
+        return {**records.defaults(self.routine), **self.first, **self._timeline.in_force(k)}
+
+    def _hyper_at(self, k: int) -> dict[str, Any]:
+        """Normalised hyperparameters of the step from k, kept until the next edit's step."""
+        if self._ready is None or not self._ready[0] <= k < self._ready[1]:
+            steps = sorted({0, *(edit.step for edit in self._timeline.edits)})
+            since = max(step for step in steps if step <= k)
+            until = min((step for step in steps if step > k), default=2**62)
+            self._ready = (since, until, self.routine.normalise(self._given(k), runs=self._runs))
+        return self._ready[2]
+
+    def _forward(self) -> None:
+        k, state = self._now
+        state, info = advance(self.routine, state, self._hyper_at(k), self._key, k)
+        line = self._timeline
+        line.trace.put(k, self.routine.measure(info))
+        line.snapshots.put(k + 1, state)
+        line.head = max(line.head, k + 1)
+        self.last_info, self._now = info, (k + 1, state)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        if name not in self.routine.hypers:
+            raise unknown("a hyperparameter", name, self.routine.hypers)
+        return self.routine.hypers[name].check(value)
+
+    def _slice(self, began: float, made: int) -> int:
+        """Work for one slice of time; returns the number of steps made."""
+        start, n = time.perf_counter(), 0
+        while self._playing and not self._waiting:
+            if self._until is not None and self.index >= self._until:
+                self._playing, self.stopped = False, f"reached step {self._until}"
+                break
+            now = time.perf_counter()
+            if now - start > SLICE or (self._speed and made + n >= (now - began) * self._speed):
+                break
+            self._forward()
+            n += 1
+        if n:
+            self.seconds_per_step = (time.perf_counter() - start) / n
+            if self._playing and bool((self.state.diverged >= 0).all()):
+                first = int(self.state.diverged.max())
+                self._playing, self.stopped = False, f"stopped: every run {status(first)}"
+        return n
+
+    def _tell(self) -> None:
+        for callback in list(self._listeners):
+            callback(self)
+
+
+def _play(reference: "weakref.ref[Session]") -> None:
+    """The playing thread: holds the session only while it works, so that a forgotten one can go."""
+    began, made, speed = time.perf_counter(), 0, None
+    while True:
+        session = reference()
+        if session is None or not session._playing:
+            if session is not None:
+                session._tell()
+            return
+        if session._speed != speed:
+            began, made, speed = time.perf_counter(), 0, session._speed
+        if session._waiting:
+            time.sleep(0.0002)
+            continue
+        with session._lock:
+            n = session._slice(began, made)
+        made += n
+        if n:
+            session._tell()
+        del session
+        time.sleep(0 if n else 0.001)
+
+
+def _cached(make: Callable[[int], dict], line: Timeline) -> Callable[[int], dict]:
+    """`make(k)`, computed once for each stretch between two edits."""
+    known: dict[int, dict] = {}
+
+    def at(k: int) -> dict:
+        since = max((edit.step for edit in line.edits if edit.step <= k), default=0)
+        if since not in known:
+            known[since] = make(k)
+        return known[since]
+
+    return at
+
+
+def _equal(value: Any, name: str, session: Session) -> bool:
+    return bool(np.array_equal(np.asarray(value), np.asarray(session.hyper[name])))
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 0:
+        raise ValueError(f"expected {name} to be a whole number from 0, got {value!r}")
+    return int(value)

@@ -1,0 +1,106 @@
+"""The past of a session: snapshots under a byte budget, and the edits and measurements of one line of time."""
+
+import bisect
+import dataclasses
+from typing import Any, NamedTuple
+
+from workbench.trace import Trace
+from workbench.tree import nbytes
+
+RECENT = 16
+"""States always kept for stepping back, whatever the budget."""
+
+
+class Edit(NamedTuple):
+    """A change that acts on the step from `step` to `step` + 1 and all after it, until changed again."""
+
+    step: int
+    target: str
+    value: Any
+
+
+class Snapshots:
+    """States by step, under a byte budget. Old ones thin out; seeking replays from the nearest one before.
+
+    When the budget is spent a quarter of the old ones go: those whose removal leaves the smallest gap for their age,
+    so that gaps grow with age and none grows without need. The first and the last 16 always stay.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._states: dict[int, Any] = {}
+        self._steps: list[int] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self._bytes
+
+    def put(self, step: int, state: Any) -> None:
+        """Keep a state; one that is there already stays."""
+        if step in self._states:
+            return
+        bisect.insort(self._steps, step)
+        self._states[step] = state
+        self._bytes += nbytes(state)
+        if self._bytes > self.budget and len(self._steps) > RECENT + 2:
+            self._thin(step)
+
+    def nearest(self, step: int) -> tuple[int, Any]:
+        """The last kept state at or before `step`, and its step."""
+        found = self._steps[bisect.bisect_right(self._steps, step) - 1]
+        return found, self._states[found]
+
+    def upto(self, step: int) -> "Snapshots":
+        """The part up to and including `step`; the states themselves are shared."""
+        part = Snapshots(self.budget)
+        part._steps = self._steps[: bisect.bisect_right(self._steps, step)]
+        part._states = {k: self._states[k] for k in part._steps}
+        part._bytes = sum(nbytes(state) for state in part._states.values())
+        return part
+
+    def widest_gap(self) -> int:
+        """The most steps that any seek has to replay."""
+        return max((b - a for a, b in zip(self._steps, self._steps[1:], strict=False)), default=0)
+
+    def _thin(self, now: int) -> None:
+        steps = self._steps
+        old = [i for i in range(1, len(steps) - 1) if not now - RECENT < steps[i] <= now]
+        by_cost = sorted(old, key=lambda i: (steps[i + 1] - steps[i - 1]) / (abs(now - steps[i]) + RECENT))
+        gone: set[int] = set()
+        for i in by_cost:
+            if len(gone) * 4 >= len(steps):
+                break
+            if i - 1 not in gone and i + 1 not in gone:
+                gone.add(i)
+        for i in gone:
+            self._bytes -= nbytes(self._states.pop(steps[i]))
+        self._steps = [step for i, step in enumerate(steps) if i not in gone]
+
+
+@dataclasses.dataclass
+class Timeline:
+    """One line of time: its edits, how far it has been lived, its snapshots and what its steps measured."""
+
+    snapshots: Snapshots
+    edits: list[Edit] = dataclasses.field(default_factory=list)
+    head: int = 0
+    trace: Trace = dataclasses.field(default_factory=Trace)
+
+    def upto(self, step: int) -> "Timeline":
+        """The same past, with the future after `step` left open."""
+        edits = [edit for edit in self.edits if edit.step < step or (edit.step == step == self.head)]
+        return Timeline(self.snapshots.upto(step), edits, step, self.trace.upto(step))
+
+    def edit(self, edit: Edit) -> None:
+        """Add an edit; one of the same step and target takes its place."""
+        kept = [old for old in self.edits if (old.step, old.target) != (edit.step, edit.target)]
+        self.edits = sorted([*kept, edit], key=lambda old: old.step)
+
+    def in_force(self, step: int) -> dict[str, Any]:
+        """What edits say about the step from `step` to `step` + 1."""
+        return {edit.target: edit.value for edit in self.edits if edit.step <= step}
