@@ -11,9 +11,10 @@ from workbench.problems.objective import Objective
 from workbench.problems.data import Data, load_data
 from workbench.record import open_record as open  # noqa: A004 - the name is the public contract
 from workbench.record import save
-from workbench.rollout import rollout
+from workbench.rollout import ahead, rollout
 from workbench.routine import Hyper, Key, Probe, Routine, Variable
 from workbench.session import Edit, Session
+from workbench.together import side_by_side
 from workbench.training import training
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Routine",
     "Session",
     "Variable",
+    "ahead",
     "catalogue",
     "descent",
     "load_data",
@@ -36,5 +38,6 @@ __all__ = [
     "open",
     "rollout",
     "save",
+    "side_by_side",
     "training",
 ]

@@ -166,3 +166,35 @@ class Collector:
         if self.frames:
             arrays.update({name: torch.stack([frame[name] for frame in self.frames]) for name in self.frames[0]})
         return arrays
+
+
+def ahead(
+    routine: Routine,
+    state: Any,
+    hyper: Mapping[str, Any],
+    turned: Mapping[str, Any],
+    steps: int,
+    *,
+    key: Key,
+    first: int,
+) -> Any:
+    """Where one run would go from here under other hyperparameters: the fan that an app draws.
+
+    Args:
+        state: a state of one run, at step `first`.
+        hyper: values in force, by name.
+        turned: {name: values}, one value a run; several names are turned together, value by value.
+        steps: how far to look.
+        key: the session's key, so that the fan's middle is the run's own future.
+
+    Returns:
+        (final state, points (steps + 1, …)) of as many runs as there are values.
+    """
+    runs = count_runs(turned, None) or 1
+    ready = routine.normalise({**hyper, **turned}, runs=runs)
+    state = routine.repeat(state, runs)
+    points = [state.x]
+    for k in range(first, first + steps):
+        state, _ = advance(routine, state, ready, key, k)
+        points.append(state.x)
+    return state, torch.stack(points)

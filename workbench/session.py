@@ -15,7 +15,7 @@ import xarray as xr
 
 from workbench import record as records
 from workbench.rollout import Collector, advance, as_key, pick_probes, runs_of
-from workbench.routine import Routine, status, unknown
+from workbench.routine import Key, Routine, status, unknown
 from workbench.script import write_script
 from workbench.timeline import Edit, Snapshots, Timeline
 
@@ -93,6 +93,11 @@ class Session:
     def now(self) -> tuple[int, Any]:
         """(index, state), taken together: a consistent pair even while it plays."""
         return self._now
+
+    @property
+    def key(self) -> Key:
+        """The key all of its randomness comes from."""
+        return self._key
 
     @property
     def head(self) -> int:

@@ -25,7 +25,7 @@ from workbench.optimizers.base import Optimizer, Oracle
 from workbench.optimizers.classical import decay, learning_rate
 from workbench.routine import Hyper
 from workbench.space import Space
-from workbench.tree import PerRun, same_bits
+from workbench.tree import PerRun, same_bits, tensors
 
 # ------------------------------------------------------------------------------- hyperparameters by introspection
 
@@ -50,7 +50,9 @@ _size = Hyper(1.0, 0.0, 1e6, "log", (1e-8, 1e3))
 
 RANGES = {
     "lr": learning_rate(1e-3),
-    "weight_decay": decay(),
+    "weight_decay": dataclasses.replace(decay(), doc=""),  # the class says whether it is decoupled
+    "beta1": dataclasses.replace(_memory, doc="Memory of the running mean of gradients."),
+    "beta2": dataclasses.replace(_memory, soft=(0.5, 0.9999), doc="Memory of the running mean of squared gradients."),
     "beta": _memory,
     "rho": _memory,
     "momentum": Hyper(0.9, 0.0, 1.0, soft=(0.0, 0.999), doc="Share of the velocity kept each step."),
@@ -61,7 +63,7 @@ RANGES = {
     "momentum_decay": Hyper(4e-3, 0.0, 1.0, soft=(0.0, 0.1)),
     "initial_accumulator_value": Hyper(0.0, 0.0, 1e6, soft=(0.0, 1.0), doc="Acts on the first step only."),
     "lambd": Hyper(1e-4, 0.0, 1.0, "log", (1e-8, 1e-1)),
-    "t": Hyper(1e6, 0.0, 1e12, "log", (1.0, 1e8)),
+    "t0": Hyper(1e6, 0.0, 1e12, "log", (1.0, 1e8)),
     "etaminus": Hyper(0.5, 1e-6, _BELOW_ONE, soft=(0.05, 0.95), doc="Shrinks a step size when its sign turns."),
     "etaplus": Hyper(1.2, 1.000001, 100.0, soft=(1.01, 3.0), doc="Grows a step size while its sign stays."),
     "step_size_min": dataclasses.replace(_size, doc="Smallest step size."),
@@ -71,7 +73,7 @@ RANGES = {
     "tolerance_grad": _tolerance,
     "tolerance_change": _tolerance,
 }
-"""The range of a number whose name has no digits, or as it is: `beta1` and `beta2` are both a `beta`."""
+"""The range of a number by its name, else by its name without digits: `beta3` is a `beta`."""
 
 
 class Signature(NamedTuple):
@@ -81,44 +83,58 @@ class Signature(NamedTuple):
     layout: dict[str, Any]
 
 
-def read_signature(torch_class: type, fixed: Mapping[str, Any]) -> Signature:
+def read_signature(torch_class: type, fixed: Mapping[str, Any], inherited: bool = True) -> Signature:
     """The hyperparameters of a `torch.optim.Optimizer` class, found in the signature of its constructor.
 
-    Numbers with a default become values, whole numbers, bools and words become choices of code ("shape"); what is in
-    `fixed` or `LEFT_ALONE` is not offered. `lr` needs no default: it is 1e-3 then.
+    Numbers with a default become values; whole numbers, bools and words become choices of code ("shape"); what is in
+    `fixed` or `LEFT_ALONE` is not offered. `lr` needs no default: it is 1e-3 then. `inherited`: look behind **kwargs.
 
     Raises:
         ValueError: when another argument has no default and `fixed` does not give it.
     """
     signature = Signature({}, {})
-    arguments = list(inspect.signature(torch_class).parameters.values())[1:]
-    for argument in arguments:
-        named = argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
-        if not named or argument.name in fixed or argument.name in LEFT_ALONE:
+    for name, argument in _constructor(torch_class, inherited).items():
+        if name in fixed or name in LEFT_ALONE:
             continue
         default = argument.default
-        if argument.name == "lr" and not isinstance(default, int | float):
+        if name == "lr" and not isinstance(default, int | float):
             default = 1e-3
         if default is inspect.Parameter.empty:
             raise ValueError(
                 f"expected every argument of {torch_class.__name__} but its parameters and lr to have a default; "
-                f"{argument.name} has none: give it, TorchOptimizer({torch_class.__name__}, {argument.name}=…)"
+                f"{name} has none: give it, TorchOptimizer({torch_class.__name__}, {name}=…)"
             )
-        _read_argument(signature, torch_class, argument.name, default, argument.annotation)
+        _read_argument(signature, torch_class, name, default, argument.annotation)
     return signature
+
+
+def _constructor(torch_class: type, inherited: bool) -> dict[str, inspect.Parameter]:
+    """The arguments after `params`, those that **kwargs hands on to a base class included."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in torch_class.__mro__[: torch_class.__mro__.index(torch.optim.Optimizer)]:
+        if "__init__" not in vars(base):
+            continue
+        arguments = list(inspect.signature(vars(base)["__init__"]).parameters.values())
+        for argument in arguments[2:]:
+            if argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
+                found.setdefault(argument.name, argument)
+        if not inherited or all(argument.kind != argument.VAR_KEYWORD for argument in arguments):
+            break
+    return found
 
 
 def _read_argument(signature: Signature, torch_class: type, name: str, default: Any, annotation: Any) -> None:
     doc = _describe(torch_class, name)
-    words = WORDS.get(name) or tuple(typing.get_args(annotation) if _is_literal(annotation) else ())
-    if isinstance(default, bool):
-        hyper = Hyper(default, scale="choice", kind="shape", choices=(False, True), doc=doc, name=name)
-    elif words and (default is None or default in words):
-        hyper = Hyper(default or "none", scale="choice", kind="shape", choices=words, doc=doc, name=name)
+    words = (False, True) if isinstance(default, bool) else _words(name, annotation)
+    chosen = "none" if default is None else default
+    if chosen in words:
+        hyper = Hyper(chosen, scale="choice", kind="shape", choices=words, doc=doc, name=name)
     elif isinstance(default, int | float):
         hyper = _number(name, default, _is_whole(name, default, annotation), doc)
-    elif isinstance(default, tuple) and any(isinstance(part, int | float) for part in default):
-        names = PARTS.get(name) or tuple(f"{name.removesuffix('s')}{i + 1}" for i in range(len(default)))
+    elif isinstance(default, tuple | list) and any(isinstance(part, int | float) for part in default):
+        names = PARTS.get(name, ())
+        if len(names) != len(default):
+            names = tuple(f"{name.removesuffix('s')}{i + 1}" for i in range(len(default)))
         numbers = [(part, isinstance(value, int | float), value) for part, value in zip(names, default, strict=True)]
         signature.layout[name] = tuple(part if offered else value for part, offered, value in numbers)
         found = {part: _number(part, value, False, doc) for part, offered, value in numbers if offered}
@@ -129,8 +145,8 @@ def _read_argument(signature: Signature, torch_class: type, name: str, default: 
     signature.hypers[name], signature.layout[name] = hyper, name
 
 
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal
+def _words(name: str, annotation: Any) -> tuple:
+    return WORDS.get(name) or (typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ())
 
 
 def _is_whole(name: str, default: float, annotation: Any) -> bool:
@@ -146,17 +162,12 @@ def _number(name: str, default: float, whole: bool, doc: str) -> Hyper:
         soft = (least, max(10, 4 * default))
         return Hyper(int(default), least, 2**31, "integer", soft, kind="shape", doc=doc, name=name)
     default = float(default)
-    known = RANGES.get(name) or RANGES.get(name.rstrip("0123456789")) or _around(default)
+    known = RANGES.get(name) or RANGES.get(name.rstrip("0123456789"))
+    if known is None or not known.low <= default <= known.high:
+        known = _around(default)
     low, high = known.slider
-    return dataclasses.replace(
-        known,
-        default=default,
-        low=min(known.low, default),
-        high=max(known.high, default),
-        soft=(min(low, default), max(high, default)),
-        doc=" ".join(filter(None, [doc, known.doc if name == "initial_accumulator_value" else ""])) or known.doc,
-        name=name,
-    )
+    soft = (min(low, default), max(high, default))
+    return dataclasses.replace(known, default=default, soft=soft, doc=known.doc or doc, name=name)
 
 
 def _around(default: float) -> Hyper:
@@ -172,7 +183,7 @@ def _describe(torch_class: type, name: str) -> str:
     found = re.search(rf"^    {re.escape(name)} *(?:\(.*?\))?: (.*(?:\n {{8,}}\S.*)*)", text, re.MULTILINE)
     if not found:
         return ""
-    sentence = re.split(r"\(default|\. |\.$|`_|:attr:", " ".join(found[1].split()))[0].strip(" ,;:.")
+    sentence = re.split(r"\(default|\. |\.$| from the paper|`", " ".join(found[1].split()))[0].strip(" ,;:.")
     return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
@@ -219,11 +230,13 @@ def _pack(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> dict[str, A
     return _walk(attributes, {id(p): _slot(i) for i, p in enumerate(params)}, lambda tensor: tensor)
 
 
-def _unpack(torch_class: type, packed: dict[str, Any], params: list[Tensor]) -> torch.optim.Optimizer:
+def _unpack(
+    torch_class: type[torch.optim.Optimizer], packed: dict[str, Any], params: list[Tensor]
+) -> torch.optim.Optimizer:
     """A new optimizer of these parameters with a copy of the stored attributes; its constructor is not run."""
     attributes = _walk(packed, {id(_slot(i)): p for i, p in enumerate(params)}, _fresh)
     attributes["state"] = defaultdict(dict, attributes["state"])
-    optimizer = torch_class.__new__(torch_class)
+    optimizer = object.__new__(torch_class)
     torch.optim.Optimizer.__setstate__(optimizer, attributes)
     return optimizer
 
@@ -272,16 +285,19 @@ class TorchOptimizer(Optimizer):
         found = torch_class or self.torch_class
         if not (inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)):
             raise ValueError(f"expected a subclass of torch.optim.Optimizer, got {found!r}")
-        self.wrapped, self.settings = found, fixed
-        self.hypers, self.layout = read_signature(found, fixed)
+        self.wrapped: type[torch.optim.Optimizer] = found
+        self.settings = fixed
         self._takes_closure = len(inspect.signature(found.step).parameters) > 1
         if torch_class is not None:
-            self.name, self.title = f"torch.{found.__name__}", found.__name__
-            self.source = _source(found)
-        self._check_built()
+            vars(self).update(name=f"torch.{found.__name__}", title=found.__name__, source=_source(found))
+        try:
+            self._offer(inherited=True)
+        except ValueError:  # a class that hands **kwargs on, and one of the names besides
+            self._offer(inherited=False)
 
-    def _check_built(self) -> None:
-        """Builds one from the defaults, on a matrix, so that what is wrong with a class is said at once."""
+    def _offer(self, inherited: bool) -> None:
+        """Reads the hyperparameters and builds one from the defaults, so that what is wrong is said at once."""
+        self.hypers, self.layout = read_signature(self.wrapped, self.settings, inherited)
         built = self._build([torch.zeros(2, 2, requires_grad=True)], self._defaults())
         if any(hooks for name, hooks in vars(built).items() if name.startswith("_optimizer_")):
             raise ValueError(f"expected {self.wrapped.__name__} to register no step hooks on itself, it does")
@@ -320,17 +336,21 @@ class TorchOptimizer(Optimizer):
             look = _Look(space, oracle, x, run, at_x)
             arguments = self._arguments({name: value[run] for name, value in values.items()})
             moved.append(self._advance(look, state[run], arguments))
-            if run == 0 and state[run] is None and not same_bits(moved[0], self._advance(look, None, arguments)):
-                warnings.warn(
-                    f"{self.wrapped.__name__} gives two answers from one state: it draws random numbers or keeps "
-                    "something outside itself, so going back and replaying will not repeat the run",
-                    stacklevel=2,
-                )
+            if run == 0 and state[run] is None:
+                self._warn_unless_repeatable(moved[0], self._advance(look, None, arguments))
         return torch.stack([point for point, _ in moved], space.run_axis), PerRun(new for _, new in moved), {}
+
+    def _warn_unless_repeatable(self, *twice: tuple[Tensor, RunState]) -> None:
+        if not same_bits(*[(point, *tensors(new)) for point, new in twice]):
+            warnings.warn(
+                f"{self.wrapped.__name__} gives two answers from one state: it draws random numbers or keeps "
+                "something outside itself, so going back and replaying will not repeat the run",
+                stacklevel=3,
+            )
 
     def _arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Hyperparameters of one run as the class takes them: pairs joined, "none" turned into None."""
-        known = {name: None if value == "none" else value for name, value in values.items()}
+        known = {name: None if value == "none" and name in WORDS else value for name, value in values.items()}
         return {
             argument: tuple(known.get(part, part) for part in parts) if isinstance(parts, tuple) else known[parts]
             for argument, parts in self.layout.items()
@@ -343,13 +363,15 @@ class TorchOptimizer(Optimizer):
             params = look.parameters()
             optimizer = self._restore(params, state, arguments, missing)
             try:
-                optimizer.step(*([look.closure(params)] if self._takes_closure else []))
+                closure: Any = [look.closure(params)] if self._takes_closure else []
+                optimizer.step(*closure)
                 break
             except KeyError as error:
                 # A hyperparameter turned in mid-run asks for a buffer that its optimizer never made.
-                if state is None or error.args[0] in missing:
+                name = error.args[0]
+                if state is None or not isinstance(name, str) or name in missing:
                     raise
-                missing.append(error.args[0])
+                missing.append(name)
         return _flat(params), RunState(arguments, _pack(optimizer, params))
 
     def _restore(
@@ -542,7 +564,7 @@ class ASGD(TorchOptimizer):
 
 
 class Rprop(TorchOptimizer):
-    """A step size a coordinate, grown by etaplus while the gradient keeps its sign, shrunk by etaminus when it turns."""
+    """A step size a coordinate, grown by etaplus while the gradient keeps its sign, shrunk by etaminus when not."""
 
     name = "torch.Rprop"
     title = "Rprop (torch)"
@@ -562,7 +584,7 @@ class Adafactor(TorchOptimizer):
 
 
 class LBFGS(TorchOptimizer):
-    """Quasi-Newton steps from the last differences of points and gradients; up to `max_iter` of them count as a step."""
+    """Quasi-Newton steps from the last differences of points and gradients; up to `max_iter` of them are a step."""
 
     name = "torch.LBFGS"
     title = "L-BFGS (torch)"
