@@ -241,33 +241,9 @@ def quiet_or_refused(text):
         assert objective(torch.ones(objective.dim, 3)).shape == (3,)
 
 
-WORDS = [
-    "lambda",
-    "if",
-    "else",
-    "for",
-    "in",
-    "not",
-    "await",
-    "yield",
-    "or",
-    "and",
-    "is",
-    "__import__",
-    "eval",
-    "pi",
-    "**",
-    "//",
-    "x1",
-    "x9",
-    "1e9",
-    "9**9",
-    ":=",
-    "[",
-    "'",
-    "\\",
-]
-PIECES = [*"xy019.,()+-*/^ _e", *WORDS, *(f"{name}(" for name in FUNCTIONS)]
+KEYWORDS = ["lambda", "if", "else", "for", "in", "not", "await", "yield", "or", "and", "is"]
+OTHERS = ["__import__", "eval", "pi", "**", "//", "x1", "x9", "1e9", "9**9", ":=", "[", "'", "\\"]
+PIECES = [*"xy019.,()+-*/^ _e", *KEYWORDS, *OTHERS, *(f"{name}(" for name in FUNCTIONS)]
 
 
 @settings(max_examples=500, deadline=5000)

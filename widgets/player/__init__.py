@@ -27,7 +27,7 @@ _HOME = {
     "NotebookPlayer": "notebook",
     "export_html": "export",
 }
-__all__ = list(_HOME)  # noqa: PLE0605 - one list, not two that can differ
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the browser says, understood once for both hosts: what it has drawn for the feed, clicks and keys for the app."""
+"""What the browser says, understood once for both hosts: what it has drawn for the feed, clicks, keys for the app."""
 
 from __future__ import annotations
 

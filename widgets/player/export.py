@@ -1,8 +1,10 @@
 """A recorded run as one HTML file that plays without a server and without the network.
 
-The page holds the scene's message and the frames' (see frames.py), each array stored as the difference to the same
-array of the message before (as unsigned integers, modulo their size, over the shorter length), then split into byte
-planes (all low bytes first), the lot deflated and in base64. What moves smoothly then takes about half its bytes.
+The page holds the scene's message and the frames' (see frames.py), deflated and in base64: first the length of all
+headers together (uint32) and the headers, each with its magic and length; then the lowest byte of every number of
+every array, in order; then the second byte of those that have one; and so on. An array is stored as the difference to
+the same array of the message before: as unsigned integers, modulo their size, over the shorter length. Numbers that
+change little leave high bytes that are almost all alike, so what moves smoothly takes about half its room.
 """
 
 from __future__ import annotations
@@ -67,17 +69,21 @@ def layer_bounds(scene: Scene, frames: Sequence[Frame]) -> list[Bounds | None]:
 
 
 def pack(messages: Iterable[bytes]) -> bytes:
-    """Messages one after the other, headers as they are, arrays as differences in byte planes, without padding."""
-    parts: list[bytes] = []
+    """The messages as the module's docstring lays them out, before deflating."""
+    heads: list[bytes] = []
+    planes: list[list[bytes]] = [[], [], [], []]
     before: list[NDArray[Any]] = []
     for message in messages:
         (length,) = struct.unpack_from("<I", message, 4)
-        now = [_unsigned(array) for array in decode(message)[1]]
-        parts.append(message[: 8 + length])
+        heads.append(message[: 8 + length])
+        now = [array.view(f"<u{array.itemsize}") for array in decode(message)[1]]
         for k, array in enumerate(now):
-            parts.append(_planes(_difference(array, before[k] if k < len(before) else None)))
+            change = _difference(array, before[k] if k < len(before) else None)
+            for plane, values in zip(planes, change.view(np.uint8).reshape(-1, array.itemsize).T, strict=False):
+                plane.append(values.tobytes())
         before = now
-    return b"".join(parts)
+    head = b"".join(heads)
+    return b"".join([struct.pack("<I", len(head)), head, *(part for plane in planes for part in plane)])
 
 
 def _reach(scene: Scene, layers: Sequence[Any]) -> Bounds | None:
@@ -92,20 +98,12 @@ def _reach(scene: Scene, layers: Sequence[Any]) -> Bounds | None:
     return low_high[0], low_high[1], low_high[2], low_high[3]
 
 
-def _unsigned(array: NDArray[Any]) -> NDArray[Any]:
-    return array.view(f"<u{array.itemsize}")
-
-
 def _difference(array: NDArray[Any], before: NDArray[Any] | None) -> NDArray[Any]:
     if before is None or before.dtype != array.dtype:
         return array
     n, result = min(len(array), len(before)), array.copy()
     result[:n] -= before[:n]
     return result
-
-
-def _planes(array: NDArray[Any]) -> bytes:
-    return array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
 
 
 def _series(series: Mapping[str, Series], steps: list[int], scene: Scene) -> list[dict[str, Any]]:

@@ -86,7 +86,10 @@ class Feed:
     def ready(self, view: str, seen: int = 0) -> None:
         """A view has appeared and holds message `seen`; it gets the latest if that is older."""
         with self._state:
-            self._views[view] = _View(self._seq, self._clock())
+            now = self._clock()
+            live = self._live(now)
+            self._views = {name: known for name, known in self._views.items() if known in live}
+            self._views[view] = _View(self._seq, now)
             if seen < self._seq:
                 self._new_scene, self._new_frame = self._scene is not None, self._frame is not None
         self._pump_soon()

@@ -38,7 +38,12 @@ MARKERS = ("dot", "square", "triangle", "diamond", "plus", "cross", "star", "rin
 MAPS = ("viridis", "cividis")
 MAX_BYTES = 8 * 2**20
 MAX_TEXT = 240
-_TYPES = {"f4": np.dtype("<f4"), "i4": np.dtype("<i4"), "i2": np.dtype("<i2"), "u1": np.dtype("u1")}
+_TYPES: dict[str, np.dtype[Any]] = {
+    "f4": np.dtype("<f4"),
+    "i4": np.dtype("<i4"),
+    "i2": np.dtype("<i2"),
+    "u1": np.dtype("u1"),
+}
 _CODES = {dtype: code for code, dtype in _TYPES.items()}
 
 Bounds = tuple[float, float, float, float]
@@ -84,7 +89,7 @@ class Paths:
 
     x: Array
     y: Array
-    offsets: Array | None = None
+    offsets: Array = None
     colour: int | Array = 0
     width: float = 1.5
     opacity: float = 1.0

@@ -25,8 +25,8 @@ class NotebookPlayer(Events, anywidget.AnyWidget):
     frame = traitlets.Bytes(b"", help="The latest frame's message. Set by show().").tag(sync=True)
     theme = traitlets.Enum(["auto", "light", "dark"], "auto").tag(sync=True)
     tall = traitlets.Int(480, min=180, help="Height in CSS pixels.").tag(sync=True)
-    clicked = traitlets.Dict(None, allow_none=True, help="The latest click, {x, y, n}.")
-    action = traitlets.Dict(None, allow_none=True, help="The latest action, {name, value, n}.")
+    clicked = traitlets.Dict(default_value=None, allow_none=True, help="The latest click, {x, y, n}.")
+    action = traitlets.Dict(default_value=None, allow_none=True, help="The latest action, {name, value, n}.")
 
     _esm = module()
 

@@ -5,6 +5,7 @@ import { Player } from "./player.js";
 
 const RATE = 30; // frames a second at speed 1
 const ICONS = { play: "M7 4.5v15l12.5-7.5z", pause: "M6.5 5h4v14h-4zM13.5 5h4v14h-4z" };
+const BYTES = { f4: 4, i4: 4, i2: 2, u1: 1 };
 const UNSIGNED = { 1: Uint8Array, 2: Uint16Array, 4: Uint32Array };
 
 // ---- unpacking
@@ -15,33 +16,37 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Undoes the byte planes and the difference to the same array of the message before.
-function restore(bytes, spec, before) {
-  const size = { f4: 4, i4: 4, i2: 2, u1: 1 }[spec.split(":")[0]], n = bytes.length / size;
-  const planes = new Uint8Array(bytes.length);
-  for (let b = 0; b < size; b++) for (let i = 0; i < n; i++) planes[i * size + b] = bytes[b * n + i];
-  const values = new UNSIGNED[size](planes.buffer);
-  if (before?.BYTES_PER_ELEMENT === size) for (let i = 0; i < Math.min(n, before.length); i++) values[i] += before[i];
-  return values;
+// The heads, each with its arrays' types and lengths.
+function readHeads(blob) {
+  const numbers = new DataView(blob.buffer), end = 4 + numbers.getUint32(0, true), heads = [];
+  for (let at = 4; at < end; ) {
+    const bytes = blob.subarray(at, at + 8 + numbers.getUint32(at + 4, true));
+    const arrays = JSON.parse(new TextDecoder().decode(bytes.subarray(8))).arrays.map((spec) => spec.split(":"));
+    heads.push({ bytes, arrays: arrays.map(([type, count]) => ({ size: BYTES[type], count: +count })) });
+    at += bytes.length;
+  }
+  return [heads, end];
 }
 
 function unpackMessages(blob) {
-  const numbers = new DataView(blob.buffer), messages = [];
-  let at = 0, before = [];
-  while (at < blob.length) {
-    const length = numbers.getUint32(at + 4, true), head = blob.subarray(at, at + 8 + length);
-    const specs = JSON.parse(new TextDecoder().decode(head.subarray(8))).arrays, parts = [head], now = [];
-    at += 8 + length;
-    for (const [k, spec] of specs.entries()) {
-      const [type, count] = spec.split(":"), bytes = { f4: 4, i4: 4, i2: 2, u1: 1 }[type] * count;
-      now.push(restore(blob.subarray(at, at + bytes), spec, before[k]));
-      parts.push(new Uint8Array(now[k].buffer), new Uint8Array((8 - (bytes % 8)) % 8));
-      at += bytes;
-    }
-    messages.push(join(parts));
-    before = now;
+  const [heads, end] = readHeads(blob), all = heads.flatMap((head) => head.arrays), at = [end];
+  for (let plane = 0; plane < 3; plane++) at.push(at[plane] + all.reduce((sum, { size, count }) => sum + (size > plane ? count : 0), 0));
+  let before = [];
+  return heads.map(({ bytes, arrays }) => {
+    before = arrays.map((spec, k) => restore(blob, at, spec, before[k]));
+    return join([bytes, ...before.flatMap((array) => [new Uint8Array(array.buffer), new Uint8Array((8 - (array.byteLength % 8)) % 8)])]);
+  });
+}
+
+// Gathers an array from its byte planes, and undoes the difference to the same array of the message before.
+function restore(blob, at, { size, count }, before) {
+  const bytes = new Uint8Array(size * count), values = new UNSIGNED[size](bytes.buffer);
+  for (let plane = 0; plane < size; plane++) {
+    for (let i = 0; i < count; i++) bytes[i * size + plane] = blob[at[plane] + i];
+    at[plane] += count;
   }
-  return messages;
+  if (before?.BYTES_PER_ELEMENT === size) for (let i = 0; i < Math.min(count, before.length); i++) values[i] += before[i];
+  return values;
 }
 
 function join(parts) {

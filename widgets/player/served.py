@@ -45,7 +45,7 @@ class ServedPlayer(Events, JSComponent):
 
     scene = param.Bytes(default=b"", doc="The latest scene's message (see frames.py). Set by show().")
     frame = param.Bytes(default=b"", doc="The latest frame's message. Set by show().")
-    theme: str = param.Selector(default="auto", objects=["auto", "light", "dark"], doc="auto: as the browser prefers.")
+    theme: Any = param.Selector(default="auto", objects=["auto", "light", "dark"], doc="auto: as the browser prefers.")
     clicked = param.Dict(default=None, precedence=-1, doc="The latest click, {x, y, n}, n counting clicks.")
     action = param.Dict(default=None, precedence=-1, doc="The latest action, {name, value, n}; see on_action.")
 

@@ -132,9 +132,8 @@ def _read_argument(signature: Signature, torch_class: type, name: str, default: 
     elif isinstance(default, int | float):
         hyper = _number(name, default, _is_whole(name, default, annotation), doc)
     elif isinstance(default, tuple | list) and any(isinstance(part, int | float) for part in default):
-        names = PARTS.get(name, ())
-        if len(names) != len(default):
-            names = tuple(f"{name.removesuffix('s')}{i + 1}" for i in range(len(default)))
+        counted = tuple(f"{name.removesuffix('s')}{i + 1}" for i in range(len(default)))
+        names = PARTS[name] if name in PARTS and len(default) == 2 else counted
         numbers = [(part, isinstance(value, int | float), value) for part, value in zip(names, default, strict=True)]
         signature.layout[name] = tuple(part if offered else value for part, offered, value in numbers)
         found = {part: _number(part, value, False, doc) for part, offered, value in numbers if offered}
@@ -331,7 +330,7 @@ class TorchOptimizer(Optimizer):
         at_x = oracle(x)
         runs = x.shape[space.run_axis]
         values = {name: _spread(hyper[name], runs) for name in self.hypers}
-        moved: list[tuple[Tensor, RunState]] = []
+        moved: list[tuple[Tensor, Any]] = []
         for run in range(runs):
             look = _Look(space, oracle, x, run, at_x)
             arguments = self._arguments({name: value[run] for name, value in values.items()})
@@ -340,7 +339,7 @@ class TorchOptimizer(Optimizer):
                 self._warn_unless_repeatable(moved[0], self._advance(look, None, arguments))
         return torch.stack([point for point, _ in moved], space.run_axis), PerRun(new for _, new in moved), {}
 
-    def _warn_unless_repeatable(self, *twice: tuple[Tensor, RunState]) -> None:
+    def _warn_unless_repeatable(self, *twice: tuple[Tensor, Any]) -> None:
         if not same_bits(*[(point, *tensors(new)) for point, new in twice]):
             warnings.warn(
                 f"{self.wrapped.__name__} gives two answers from one state: it draws random numbers or keeps "
@@ -356,16 +355,19 @@ class TorchOptimizer(Optimizer):
             for argument, parts in self.layout.items()
         }
 
-    def _advance(self, look: "_Look", state: RunState | None, arguments: dict[str, Any]) -> tuple[Tensor, RunState]:
-        """The next point and state of one run."""
+    def _advance(self, look: "_Look", state: RunState | None, arguments: dict[str, Any]) -> tuple[Tensor, Any]:
+        """The next point and state of one run; no point (NaN) where the class divides by zero or decomposes NaN."""
         missing: list[str] = []
         while True:
             params = look.parameters()
             optimizer = self._restore(params, state, arguments, missing)
             try:
                 closure: Any = [look.closure(params)] if self._takes_closure else []
-                optimizer.step(*closure)
+                with torch.enable_grad():
+                    optimizer.step(*closure)
                 break
+            except (ArithmeticError, torch.linalg.LinAlgError):
+                return torch.full_like(look.start, torch.nan), state  # this run has diverged, the others go on
             except KeyError as error:
                 # A hyperparameter turned in mid-run asks for a buffer that its optimizer never made.
                 name = error.args[0]
@@ -393,24 +395,23 @@ class TorchOptimizer(Optimizer):
         return optimizer
 
     def recipe(self) -> str:
-        """A Python expression that makes it again, given `imports()` and `import torch`."""
+        """A Python expression that makes it again, given `setup()` and `import torch`."""
         if self.torch_class is not None:
             return super().recipe() if not self.settings else f"wb.make({self.name!r}, {_keywords(self.settings)})"
         path = _path(self.wrapped) or self.wrapped.__name__
         return f"TorchOptimizer({path}, {_keywords(self.settings)})" if self.settings else path
 
-    def imports(self) -> list[str]:
-        """Lines that an exported script needs before `recipe()`, besides `import torch`."""
+    def setup(self) -> str:
+        """Python lines that an exported script needs before `recipe()`, besides `import torch`; "" when none."""
         if self.torch_class is not None:
-            return []
+            return ""
         lines = [f"from {TorchOptimizer.__module__} import TorchOptimizer"] if self.settings else []
         path = _path(self.wrapped)
         if path is None:
-            return [
-                *lines,
-                f"# Define the class {self.wrapped.__name__} here: it is in no module that can be imported.",
-            ]
-        return lines if path.startswith("torch.optim.") else [*lines, f"import {self.wrapped.__module__}"]
+            lines.append(f"# Define the class {self.wrapped.__name__} here: it is in no module that can be imported.")
+        elif not path.startswith("torch.optim."):
+            lines.append(f"import {self.wrapped.__module__}")
+        return "\n".join(lines)
 
 
 class _Look:

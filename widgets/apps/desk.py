@@ -1,0 +1,388 @@
+"""A desk: what an open app does, knowing no host. It holds the session and its branches, takes commands, says what to show.
+
+Commands from a page are put in a queue and carried out one after the other on the desk's own thread, so that no page
+waits; what changed is told to listeners by signal: "frame" (the picture), "curves", "state" (transport, controls),
+"message" (text for a person), "settings" (another problem or method).
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import workbench as wb
+from widgets.apps import files, link
+from widgets.player import Frame, Scene, export_html
+
+FRAME_SECONDS = 1 / 60
+CURVE_SECONDS = 1 / 6
+MAX_LINES = 6
+log = logging.getLogger("widgets")
+
+
+@dataclasses.dataclass
+class Line:
+    """One line of time: a session, its label, and the step at which it left its parent."""
+
+    label: str
+    session: wb.Session
+    born: int = 0
+
+
+class Desk:
+    """One open app. Subclasses say how a session is built and what is shown of it.
+
+    Args:
+        runs: folder of saved runs.
+        query: state from a link, as text by name; see `link`.
+    """
+
+    name = ""
+    title = ""
+
+    def __init__(self, *, runs: str | Path = "runs", query: Mapping[str, str] | None = None) -> None:
+        self.runs = Path(runs)
+        self.settings: dict[str, Any] = self.default_settings()
+        self.lines: list[Line] = []
+        self.live = 0
+        self.speed: float | None = None
+        self.closed = False
+        self.can_draw: Callable[[], bool] = lambda: True
+        self._signals: dict[str, list[Callable]] = {}
+        self._last = {"frame": 0.0, "curves": 0.0}
+        self._commands: queue.SimpleQueue = queue.SimpleQueue()
+        self._newest: dict[str, Callable[[], None]] = {}
+        self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
+        self._thread.start()
+        self._open(dict(query or {}))
+
+    # ---- what subclasses say
+
+    def default_settings(self) -> dict[str, Any]:
+        """What is on the desk before anything was chosen; plain values, as a link holds them."""
+        raise NotImplementedError
+
+    def check_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings, made whole.
+
+        Raises:
+            ValueError: one sentence for the person who chose them.
+        """
+        return settings
+
+    def build(self) -> wb.Session:
+        """A new session from the settings."""
+        raise NotImplementedError
+
+    def scene(self) -> Scene:
+        """What stays in the picture."""
+        raise NotImplementedError
+
+    def frame(self, session: wb.Session | None = None) -> Frame:
+        """What moves in the picture: of the live session as it is now, or of another (for exports)."""
+        raise NotImplementedError
+
+    def tick(self, session: wb.Session) -> None:
+        """Further measurements, at most as often as curves are drawn."""
+
+    # ---- what is
+
+    @property
+    def line(self) -> Line:
+        """The line of time that is live."""
+        return self.lines[self.live]
+
+    @property
+    def session(self) -> wb.Session:
+        """The live session."""
+        return self.line.session
+
+    def status(self) -> str:
+        """One line for a person: where it stands, and why it stopped."""
+        session = self.session
+        words = [f"step {session.index:,} of {session.head:,}"]
+        bad = [word for word in session.status if word != "ok"]
+        if bad:
+            words.append(bad[0] if len(bad) == 1 else f"{len(bad)} of {len(session.status)} diverged")
+        elif session.stopped:
+            words.append(session.stopped)
+        return " · ".join(words)
+
+    def on(self, signal: str, callback: Callable) -> None:
+        """Call back when something changed; from the desk's or the session's thread."""
+        self._signals.setdefault(signal, []).append(callback)
+
+    def tell(self, signal: str, *args: Any) -> None:
+        """Tell the listeners of a signal."""
+        for callback in list(self._signals.get(signal, ())):
+            callback(*args)
+
+    # ---- commands: each returns at once
+
+    def do(self, command: Callable[[], None], *, newest: str = "") -> None:
+        """Queue a command; of several waiting with the same `newest` name only the last is carried out."""
+        if newest:
+            waiting = newest in self._newest
+            self._newest[newest] = command
+            if waiting:
+                return
+            self._commands.put(newest)
+        else:
+            self._commands.put(command)
+
+    def toggle(self) -> None:
+        """Play, or pause."""
+        self.do(self._toggle)
+
+    def step(self, n: int = 1) -> None:
+        """Pause and go n steps on."""
+        self.do(lambda: self.session.pause().step(n))
+
+    def back(self, n: int = 1) -> None:
+        """Pause and go n steps back."""
+        self.do(lambda: self.session.pause().back(n))
+
+    def seek(self, step: int) -> None:
+        """Go to a step already lived."""
+        self.do(lambda: self.session.seek(min(step, self.session.head)), newest="seek")
+
+    def set_speed(self, speed: float | None) -> None:
+        """Steps a second while it plays; None is as fast as it goes."""
+        self.speed = speed
+        self.do(lambda: self.session.play(speed) if self.session.playing else None)
+
+    def turn(self, name: str, value: Any) -> None:
+        """Turn a hyperparameter. In the past this leaves the old future as a line of its own."""
+        self.do(lambda: self._turn(name, value), newest=f"turn {name}")
+
+    def branch(self) -> None:
+        """Keep this line of time as it is and go on from here along a new one."""
+        self.do(self._branch)
+
+    def switch(self, index: int) -> None:
+        """Make another line of time the live one."""
+        self.do(lambda: self._switch(index))
+
+    def restart(self) -> None:
+        """Back to step 0, with every line of time and edit forgotten; settings and hyperparameters stay."""
+        self.do(lambda: self._rebuild(keep=True))
+
+    def choose(self, **settings: Any) -> None:
+        """Other settings: a new session. Nothing changes when they are not legal."""
+        self.do(lambda: self._choose(settings))
+
+    def click(self, x: float, y: float) -> None:
+        """A click on the picture, in its coordinates."""
+
+    def save(self, name: str) -> None:
+        """Save the live run under a name."""
+        self.do(lambda: self._save(name))
+
+    def reopen(self, name: str) -> None:
+        """Open a saved run: settings, edits and place as they were saved."""
+        self.do(lambda: self._reopen(name))
+
+    def delete(self, name: str) -> None:
+        """Delete a saved run."""
+        self.do(lambda: self._delete(name))
+
+    def wait(self, seconds: float = 30.0) -> None:
+        """Return when every command given so far has been carried out (for tests and notebooks)."""
+        done = threading.Event()
+        self.do(done.set)
+        if not done.wait(seconds):
+            raise TimeoutError(f"expected the desk to be done within {seconds} s")
+
+    def close(self) -> None:
+        """Stop everything; for when a page has gone."""
+        if not self.closed:
+            self.closed = True
+            for line in self.lines:
+                line.session.close()
+            self._signals.clear()
+            self._commands.put(None)
+
+    # ---- links and files
+
+    def query(self) -> dict[str, str]:
+        """This desk as a link holds it: what `query` of a new desk takes to show the same."""
+        session = self.session
+        state = {"first": session.first, "edits": session.edits, "step": session.index}
+        return link.pack(self.settings, self.default_settings(), **state)
+
+    def script(self) -> str:
+        """The live run as a Python script."""
+        return self.session.script()
+
+    def record(self) -> Any:
+        """The live run as a record, in at most about 2,000 frames."""
+        return self.session.record(every=max(1, self.session.index // 2000))
+
+    def html(self) -> str:
+        """The live run as one page that plays by itself, in at most 300 frames."""
+        session = self.session.branch()
+        end = session.index
+        steps = sorted({round(i * end / min(299, max(end, 1))) for i in range(min(299, end) + 1)})
+        with session:
+            frames = [self.frame(session.seek(step)) for step in steps]
+        return export_html(self.scene(), frames, title=self.title, series=self.series(steps), meta=self.meta())
+
+    def series(self, steps: list[int]) -> dict[str, Any]:
+        """Curves under an exported picture: by name, one value (or one a method) for each of these steps."""
+        return {}
+
+    def meta(self) -> dict[str, Any]:
+        """What an exported page says of how it came about."""
+        session = self.session
+        about = {"recipe": session.routine.recipe(), "seed": session.seed, "hyper": session.first, "edits": session.edits}
+        return {name: str(value) for name, value in about.items()}
+
+    # ---- inside
+
+    def _save(self, name: str) -> None:
+        record = self.record()
+        record.attrs.update(app=self.name, link=json.dumps(self.query()))
+        files.save(self.runs, name, record)
+        self.tell("message", f"Saved as {name}.", "success")
+        self.tell("runs")
+
+    def _reopen(self, name: str) -> None:
+        record = files.load(self.runs, name)
+        if record.attrs.get("app") != self.name or "link" not in record.attrs:
+            raise ValueError(f"expected a run saved by {self.title}, got {name!r} of another kind; wb.open reads it")
+        old = self.lines
+        self._open(json.loads(record.attrs["link"]))
+        for line in old:
+            line.session.close()
+        self.live = 0
+        self.tell("settings")
+
+    def _delete(self, name: str) -> None:
+        files.remove(self.runs, name)
+        self.tell("message", f"Deleted {name}.", "info")
+        self.tell("runs")
+
+    def _work(self) -> None:
+        while True:
+            command = self._commands.get()
+            if command is None:
+                return
+            if isinstance(command, str):
+                command = self._newest.pop(command)
+            try:
+                command()
+            except ValueError as error:
+                self.tell("message", str(error), "error")
+            except Exception:
+                log.exception("a command failed")
+                self.tell("message", "Something went wrong here; the session is as it was. The log has details.", "error")
+            if not self.closed:
+                self._show()
+
+    def _open(self, query: dict[str, str]) -> None:
+        wanted, errors = link.unpack(query, self.default_settings())
+        with contextlib.suppress(ValueError):
+            self.settings = self.check_settings({**self.settings, **wanted["settings"]})
+        try:
+            self.settings = self.check_settings({**self.default_settings(), **wanted["settings"]})
+            self.lines = [Line("A", self.build())]
+            self._replay(wanted)
+        except ValueError as error:
+            errors.append(str(error))
+            if not self.lines:
+                self.settings = self.check_settings(self.default_settings())
+                self.lines = [Line("A", self.build())]
+        self.session.listen(self._tick)
+        self.opening_errors = errors
+
+    def _replay(self, wanted: dict[str, Any]) -> None:
+        """Live the past that a link tells of: first values, edits, and the step it stood at."""
+        first = wanted["first"]
+        if first:
+            self.session.set(**first)
+        for edit in sorted(wanted["edits"]):
+            self.session.seek(edit[0])
+            self.session.set(**{edit[1]: edit[2]})
+        self.do(lambda: self.session.seek(wanted["step"]))
+
+    def _toggle(self) -> None:
+        session = self.session
+        if session.playing:
+            session.pause()
+        else:
+            session.play(self.speed)
+
+    def _turn(self, name: str, value: Any) -> None:
+        session = self.session
+        if session.hyper.get(name) == value:
+            return
+        if session.index < session.head:
+            self._branch()
+        self.session.set(**{name: value})
+
+    def _branch(self) -> None:
+        if len(self.lines) >= MAX_LINES:
+            oldest = next(i for i in range(len(self.lines)) if i != self.live)
+            self.lines.pop(oldest).session.close()
+            self.live -= oldest < self.live
+            self.tell("message", f"At most {MAX_LINES} lines of time are kept: the oldest was let go.", "info")
+        was_playing = self.session.playing
+        self.session.pause()
+        twin = self.session.branch()
+        used = {line.label for line in self.lines}
+        label = next(letter for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if letter not in used)
+        self.lines.append(Line(label, twin, twin.index))
+        self.live = len(self.lines) - 1
+        twin.listen(self._tick)
+        if was_playing:
+            twin.play(self.speed)
+
+    def _switch(self, index: int) -> None:
+        if 0 <= index < len(self.lines) and index != self.live:
+            self.session.pause()
+            self.live = index
+            self.tell("settings")
+
+    def _choose(self, settings: dict[str, Any]) -> None:
+        self.settings = self.check_settings({**self.settings, **settings})
+        self._rebuild(keep=False)
+
+    def _rebuild(self, *, keep: bool) -> None:
+        """A new session in place of all lines; hyperparameters that still exist keep their values."""
+        old = self.session.hyper
+        for line in self.lines:
+            line.session.close()
+        fresh = self.build()
+        still = {name: value for name, value in old.items() if keep and name in fresh.routine.hypers}
+        self.lines, self.live = [Line("A", fresh)], 0
+        fresh.set(**still)
+        fresh.listen(self._tick)
+        self.tell("settings")
+
+    def _tick(self, session: wb.Session) -> None:
+        """From the playing thread, after each slice of work."""
+        if session is not self.session or self.closed:
+            return
+        now = time.perf_counter()
+        if now - self._last["frame"] >= FRAME_SECONDS and self.can_draw():
+            self._last["frame"] = now
+            self.tell("frame", self.frame())
+        if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:
+            self._last["curves"] = now
+            self.tick(session)
+            self.tell("curves")
+            self.tell("state")
+
+    def _show(self) -> None:
+        """After a command: everything as it is now."""
+        self.tell("state")
+        if not self.session.playing:
+            self.tick(self.session)
+        self.tell("frame", self.frame())
+        self.tell("curves")

@@ -1,0 +1,56 @@
+"""What apps give to take away, and the folder of saved runs."""
+
+import io
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import workbench as wb
+from workbench.record import delete, listing
+
+NAME = re.compile(r"[\w\-. ]{1,80}")
+
+
+def text(content: str) -> io.BytesIO:
+    """Text as a file to download."""
+    return io.BytesIO(content.encode())
+
+
+def netcdf(record: Any) -> io.BytesIO:
+    """A record as a NetCDF file to download."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.nc"
+        record.to_netcdf(path, engine="h5netcdf")
+        return io.BytesIO(path.read_bytes())
+
+
+def names(runs: Path) -> list[str]:
+    """Saved runs, newest first."""
+    return [path.name for path in listing(runs)]
+
+
+def place(runs: Path, name: str) -> Path:
+    """Where a run of that name is kept; never outside the folder of runs.
+
+    Raises:
+        ValueError: on a name that is empty, too long, or has signs other than letters, digits, space and - _ . inside.
+    """
+    if not NAME.fullmatch(name) or name.strip(". ") != name:
+        raise ValueError(f"expected a name of letters, digits, spaces and -_. (at most 80), got {name[:80]!r}")
+    return runs / name
+
+
+def save(runs: Path, name: str, record: Any) -> Path:
+    """Save a record under a name."""
+    return wb.save(record, place(runs, name))
+
+
+def load(runs: Path, name: str) -> Any:
+    """The record of a name, opened lazily."""
+    return wb.open(place(runs, name))
+
+
+def remove(runs: Path, name: str) -> None:
+    """Delete the record of a name."""
+    delete(place(runs, name))

@@ -1,0 +1,261 @@
+"""The frame every app shares in a page: header, controls at the side, the picture, transport, tabs, export, runs, link.
+
+A shell shows a desk and passes on what a person does; it decides nothing. Whatever the desk says from its threads is
+put on the page by the server's loop, newest first, so that a slow page never falls behind.
+"""
+
+import contextlib
+import functools
+import html
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import panel as pn
+import panel_material_ui as pmui
+
+from widgets.apps import files
+from widgets.apps.desk import Desk
+from widgets.player import ServedPlayer
+
+SPEEDS = {"1 step/s": 1.0, "5 steps/s": 5.0, "30 steps/s": 30.0, "100 steps/s": 100.0, "as fast as it goes": None}
+MAIN = """
+:host { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 34%); grid-template-rows: minmax(0, 1fr) auto;
+        grid-template-areas: "picture side" "transport side"; gap: 8px 12px; height: calc(100dvh - 84px); width: 100%; }
+@media (max-width: 1000px) {
+  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh auto auto;
+          grid-template-areas: "picture" "transport" "side"; height: auto; } }
+"""
+FIELD = {"sizing_mode": "stretch_width", "margin": (4, 0), "size": "small"}
+
+
+class Later:
+    """Puts calls on the loop of a page from any thread; of several waiting under one name only the last is made."""
+
+    def __init__(self) -> None:
+        self.doc = pn.state.curdoc
+        self._waiting: dict[str, Callable[[], None]] = {}
+
+    def __call__(self, name: str, call: Callable[[], None]) -> None:
+        waiting = name in self._waiting
+        self._waiting[name] = call
+        if not waiting and self.doc is not None and self.doc.session_context is not None:
+            self.doc.add_next_tick_callback(functools.partial(self._run, name))
+
+    def _run(self, name: str) -> None:
+        call = self._waiting.pop(name, None)
+        if call is not None:
+            call()
+
+
+class Shell:
+    """A page around a desk. Subclasses give `controls()` for the side and `tabs()` beside the picture."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.later = Later()
+        self._quiet = False
+        self.player = ServedPlayer(sizing_mode="stretch_both", min_height=240, margin=0, styles={"grid-area": "picture"})
+        self.message = pmui.Alert(object="", visible=False, closeable=True, margin=(0, 0, 8, 0), sizing_mode="stretch_width")
+        self.status = pn.pane.HTML("", margin=(0, 8), sizing_mode="stretch_width")
+        desk.can_draw = lambda: self.player.feed.idle
+        self.player.on_click(lambda x, y: desk.click(x, y))
+        self.player.on_action(self._acted)
+        desk.on("frame", lambda frame: self.player.show(frame=frame))
+        desk.on("state", lambda: self.later("state", self._state))
+        desk.on("settings", lambda: self.later("settings", self._settings))
+        desk.on("message", lambda text, kind: self.later("message", lambda: self.say(text, kind)))
+
+    # ---- what subclasses give
+
+    def controls(self) -> list:
+        """What stands at the side."""
+        return []
+
+    def tabs(self) -> list[tuple[str, Any]]:
+        """(title, view) of what stands beside the picture."""
+        return []
+
+    def refresh(self) -> None:
+        """Bring the app's own controls up to date with the desk."""
+
+    # ---- the page
+
+    def page(self) -> pmui.Page:
+        """The whole page."""
+        desk = self.desk
+        self.page_ = pmui.Page(
+            title=desk.title,
+            main=[self._main()],
+            sidebar=[*self.controls(), pmui.Divider(margin=(8, 0)), *self._exports(), *self._runs()],
+            sidebar_width=340,
+            sidebar_open=_is_wide(),
+            header=[_home_link()],
+            main_width=None,
+            theme_toggle=True,
+            meta={"viewport": "width=device-width, initial-scale=1"},
+        )
+        self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
+        self._theme(self.page_.dark_theme)
+        self.player.show(scene=desk.scene(), frame=desk.frame())
+        for error in desk.opening_errors:
+            self.say(error, "warning")
+        self._state()
+        return self.page_
+
+    def close(self) -> None:
+        """Let go of everything, for when the page has gone."""
+        self.desk.close()
+        self.player.close()
+        for watcher in list(getattr(self.page_._param__private, "ref_watchers", [])):
+            (watcher.inst or watcher.cls).param.unwatch(watcher)
+
+    def say(self, text: str, kind: str = "info") -> None:
+        """A sentence to the person, at the top of the page until closed."""
+        self.message.param.update(object=html.escape(text), severity=kind, visible=True, closed=False)
+
+    def _main(self) -> Any:
+        tabs = pmui.Tabs(*self.tabs(), dynamic=True, sizing_mode="stretch_both", margin=0, styles={"grid-area": "side"})
+        self.tabs_view = tabs
+        grid = pn.Column(self.player, self._transport(), tabs, stylesheets=[MAIN], sizing_mode="stretch_width", margin=0)
+        return pn.Column(self.message, grid, sizing_mode="stretch_width", margin=(8, 12, 0, 12))
+
+    def _transport(self) -> Any:
+        desk = self.desk
+        button = functools.partial(pmui.IconButton, size="medium", margin=2)
+        self.play = button(icon="play_arrow", description="Play or pause (space)", color="primary", label="Play")
+        restart = button(icon="replay", description="Back to step 0; forgets branches", label="Restart")
+        back = button(icon="skip_previous", description="One step back (←)", label="Back")
+        step = button(icon="skip_next", description="One step on (→)", label="Step")
+        branch = button(icon="call_split", description="Branch: keep this line, go on along a new one", label="Branch")
+        for widget, command in ((self.play, desk.toggle), (restart, desk.restart), (back, desk.back), (step, desk.step)):
+            widget.on_click(lambda event, command=command: command())
+        branch.on_click(lambda event: desk.branch())
+        self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
+        self.time._priority_changes = ["value"]
+        self.time.param.watch(lambda event: None if self._quiet else desk.seek(event.new), "value")
+        speed = pmui.Select(label="speed", options=SPEEDS, value=None, width=150, size="small", margin=(4, 4))
+        speed.param.watch(lambda event: desk.set_speed(event.new), "value")
+        self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
+        self.line_view.param.watch(lambda event: None if self._quiet else desk.switch(event.new), "value")
+        row = pn.Row(self.play, back, step, branch, restart, self.time, sizing_mode="stretch_width", margin=0)
+        row2 = pn.Row(self.status, self.line_view, speed, sizing_mode="stretch_width", margin=0)
+        return pn.Column(row, row2, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"})
+
+    def _exports(self) -> list:
+        """Script, record, picture, page."""
+        name = self.desk.name
+
+        def download(label: str, ending: str, make: Callable[[], Any]) -> Any:
+            return pmui.FileDownload(
+                callback=lambda: self._made(make), filename=f"{name}{ending}", label=label, variant="outlined", **FIELD
+            )
+
+        picture = pmui.Button(label="Picture (.png)", variant="outlined", **FIELD)
+        picture.on_click(lambda event: self.player.save_png(name))
+        return [
+            pmui.Typography("Export", variant="subtitle2", margin=(4, 0, 0, 0)),
+            download("Python script (.py)", ".py", lambda: files.text(self.desk.script())),
+            download("Record (.nc)", ".nc", lambda: files.netcdf(self.desk.record())),
+            picture,
+            download("Page that plays (.html)", ".html", lambda: files.text(self.desk.html())),
+        ]
+
+    def _made(self, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except ValueError as error:
+            self.say(str(error), "error")
+            return files.text(f"{error}\n")
+
+    def _runs(self) -> list:
+        """Save to, reopen from and delete from the folder of runs."""
+        desk = self.desk
+        name = pmui.TextInput(label="Name of the run", value="", placeholder=desk.name, **FIELD)
+        save = pmui.Button(label="Save run", variant="outlined", **FIELD)
+        chosen = pmui.Select(label="Saved runs", options=files.names(desk.runs), **FIELD)
+        look = pmui.Button(label="Open", variant="outlined", **FIELD)
+        drop = pmui.Button(label="Delete", variant="outlined", color="error", **FIELD)
+
+        def refresh() -> None:
+            chosen.options = files.names(desk.runs)
+
+        save.on_click(lambda event: desk.save(name.value or desk.name))
+        look.on_click(lambda event: chosen.value and desk.reopen(chosen.value))
+        drop.on_click(lambda event: chosen.value and desk.delete(chosen.value))
+        desk.on("runs", lambda: self.later("runs", refresh))
+        title = pmui.Typography("Runs", variant="subtitle2", margin=(8, 0, 0, 0))
+        return [title, name, save, chosen, pn.Row(look, drop, sizing_mode="stretch_width", margin=0)]
+
+    # ---- what happens
+
+    def _acted(self, name: str, value: int | None) -> None:
+        """A key on the picture."""
+        desk = self.desk
+        moves = {"play": desk.toggle, "back": desk.back, "step": desk.step}
+        if name in moves:
+            moves[name]()
+        elif name == "home":
+            desk.seek(0)
+        elif name == "end":
+            desk.seek(desk.session.head)
+
+    def _theme(self, dark: bool) -> None:
+        self.dark = dark
+        self.player.theme = "dark" if dark else "light"
+        self.restyle()
+
+    def restyle(self) -> None:
+        """Light or dark has changed: `self.dark`."""
+
+    def _state(self) -> None:
+        """Transport, status and link as the desk stands."""
+        desk, session = self.desk, self.desk.session
+        self._quiet = True
+        try:
+            self.play.param.update(icon="pause" if session.playing else "play_arrow", label="Pause" if session.playing else "Play")
+            self.time.param.update(end=max(1, session.head), value=session.index)
+            lines = {line.label: i for i, line in enumerate(desk.lines)}
+            if lines != self.line_view.options:
+                self.line_view.options = lines
+            self.line_view.value = desk.live
+        finally:
+            self._quiet = False
+        self.status.object = f"<span role='status'>{html.escape(desk.status())}</span>"
+        self.refresh()
+        if not session.playing:
+            self._link()
+
+    def _link(self) -> None:
+        location = pn.state.location
+        if location is not None:
+            location.search = "?" + urllib.parse.urlencode(self.desk.query()) if self.desk.query() else ""
+
+    def _settings(self) -> None:
+        self.player.show(scene=self.desk.scene())
+        self._state()
+
+
+def _is_wide() -> bool:
+    """Whether the page opens with its controls beside the picture: not on a phone, where they would cover it."""
+    agent = str((pn.state.headers or {}).get("User-Agent", ""))
+    return "Mobi" not in agent
+
+
+def _home_link() -> Any:
+    return pn.pane.HTML("<a href='./' style='color:inherit'>All apps</a>", margin=(0, 12), align="center")
+
+
+def serve_page(make: Callable[[dict[str, str]], Shell]) -> Any:
+    """A page of one visitor: its desk from the address, and everything let go of when the visitor leaves."""
+    arguments = pn.state.session_args or {}
+    query = {name: values[0].decode("utf-8", "replace") for name, values in arguments.items() if values}
+    shell = make(query)
+    page = shell.page()
+
+    def gone(session_context: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            shell.close()
+
+    pn.state.on_session_destroyed(gone)
+    return page
