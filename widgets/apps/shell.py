@@ -93,7 +93,6 @@ class Shell:
             header=[_home_link()],
             main_width=None,
             theme_toggle=True,
-            meta={"viewport": "width=device-width, initial-scale=1"},
         )
         self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
         self._theme(self.page_.dark_theme)
