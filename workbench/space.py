@@ -44,10 +44,10 @@ class Space:
         if not self.shapes:
             return [x]
         sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        return [part.unflatten(-1, shape) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
+        return [part.view(*part.shape[:-1], *shape) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
 
     def join(self, blocks: list[Tensor]) -> Tensor:
         """The inverse of `blocks`."""
         if not self.shapes:
             return blocks[0]
-        return torch.cat([block.flatten(1) for block in blocks], -1)
+        return torch.cat([block.reshape(block.shape[0], -1) for block in blocks], -1)

@@ -39,14 +39,19 @@ def nbytes(tree: Any) -> int:
 
 def same_bits(a: Any, b: Any) -> bool:
     """Whether two trees agree in structure, dtype, shape and every bit (NaN equals the same NaN)."""
-    left, right = list(leaves(a)), list(leaves(b))
-    return len(left) == len(right) and all(_same_leaf(p, q) for p, q in zip(left, right, strict=True))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return _same_tensor(a, b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bits(item, b[name]) for name, item in a.items())
+    if isinstance(a, tuple | list):
+        return len(a) == len(b) and all(same_bits(p, q) for p, q in zip(a, b, strict=True))
+    return repr(a) == repr(b) if isinstance(a, float) else bool(a == b)
 
 
-def _same_leaf(a: Any, b: Any) -> bool:
-    if not isinstance(a, Tensor):
-        return type(a) is type(b) and a == b
-    if not isinstance(b, Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
         return False
     raw = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in (a, b)]
     return torch.equal(*raw)

@@ -40,9 +40,8 @@ class Served:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.server = pn.serve(
-            self.app, port=self.port, address="127.0.0.1", show=False, threaded=True, verbose=False,
-            check_unused_sessions_milliseconds=200, unused_session_lifetime_milliseconds=200,
-        )  # fmt: skip
+            self.app, port=self.port, address="127.0.0.1", show=False, threaded=True, verbose=False
+        )
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def app(self):
@@ -88,15 +87,16 @@ def centre_of(picture, colour):
     return columns.mean() + 0.5, rows.mean() + 0.5
 
 
-def wait_for_step(page, step):
-    page.wait_for_function(f"{PLAYER}?.lastStep === {step}")
-
-
 def poll(page, true, seconds=10):
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         page.wait_for_timeout(20)
     assert true()
+
+
+def wait_for_step(page, step):
+    # Not wait_for_function: it needs eval in the page, which an exported page forbids.
+    poll(page, lambda: page.evaluate(f"{PLAYER}?.lastStep") == step)
 
 
 def test_a_worker_s_frames_are_drawn_to_the_last_and_little_goes_back_up(served, page):
@@ -311,7 +311,7 @@ def test_every_kind_of_layer_is_drawn_and_what_is_missing_is_said_in_words(page)
     ]
     scene = Scene((-2, 2), (-1, 3), field=np.ones((4, 5)), contours=Paths([-2, 2], [1, 1]), markers=[Marker(0, 2, "m")])
     words = []
-    page.expose_function("said", words.append)
+    page.expose_function("said", lambda s: words.append(s))
     page.add_init_script(
         "const fill = CanvasRenderingContext2D.prototype.fillText;"
         "CanvasRenderingContext2D.prototype.fillText = function (s, ...at) { said(s); return fill.call(this, s, ...at); };"

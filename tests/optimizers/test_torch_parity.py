@@ -14,8 +14,8 @@ from workbench.space import Space
 
 STEPS = 200
 TOLERANCE = 1e-12
-"""Of every coordinate at every step: |ours - torch's| ≤ TOLERANCE · max(1, |torch's|). Rounding alone, over 200 steps on
-either problem, stays below a tenth of it; a wrong rule misses it at the first step where it differs."""
+"""Of every coordinate at every step: |ours - torch's| ≤ TOLERANCE · max(1, |torch's|). Rounding alone gives below 1e-14
+here (settings that amplify it, such as lr = 0.6 for Adam, are left out); a wrong rule misses by far more at once."""
 
 NESTEROV = functools.partial(torch.optim.SGD, nesterov=True)
 PEERS = {
@@ -94,7 +94,6 @@ def assert_same_path(ours, theirs, what):
     assert (theirs[-1] - theirs[0]).abs().max() > 1e-3, f"{what}: nothing moved, the comparison says nothing"
     miss = (ours - theirs).abs() / theirs.abs().clamp(min=1.0)
     worst = miss.flatten(1).amax(1)
-    print(what, float(worst.max()))
     first = int((worst > TOLERANCE).int().argmax())
     assert float(worst.max()) <= TOLERANCE, f"{what}: off by {float(worst[first]):.3e} from step {first} on"
 
@@ -210,7 +209,5 @@ def test_equals_torch_on_an_mlp(name):
     rows = [{**full(name, setting), "lr": faster * full(name, setting)["lr"]} for setting in settings]
     together = network_path(name, rows)
     for run, row in enumerate(rows):
-        alone = network_path(name, [row])
-        theirs = torch_network_path(make, row)
-        assert_same_path(alone[:, 0], theirs, f"{name} {row}")
-        assert_same_path(together[:, run], theirs, f"{name} {row}, with the other settings as further runs")
+        assert_same_path(together[:, run], torch_network_path(make, row), f"{name} {row}")
+    assert_same_path(network_path(name, rows[:1])[:, 0], together[:, 0], f"{name} {rows[0]} alone")

@@ -18,7 +18,7 @@ from widgets.apps import files
 from widgets.apps.desk import Desk
 from widgets.player import ServedPlayer
 
-SPEEDS = {"1 step/s": 1.0, "5 steps/s": 5.0, "30 steps/s": 30.0, "100 steps/s": 100.0, "as fast as it goes": None}
+SPEEDS = {"1 step/s": 1.0, "5 steps/s": 5.0, "30 steps/s": 30.0, "100 steps/s": 100.0, "as fast as it goes": 0.0}
 MAIN = """
 :host { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 34%); grid-template-rows: minmax(0, 1fr) auto;
         grid-template-areas: "picture side" "transport side"; gap: 8px 12px; height: calc(100dvh - 84px); width: 100%; }
@@ -106,7 +106,7 @@ class Shell:
         """Let go of everything, for when the page has gone."""
         self.desk.close()
         self.player.close()
-        for watcher in list(getattr(self.page_._param__private, "ref_watchers", [])):
+        for _, watcher in list(self.page_._param__private.ref_watchers):
             (watcher.inst or watcher.cls).param.unwatch(watcher)
 
     def say(self, text: str, kind: str = "info") -> None:
@@ -116,13 +116,13 @@ class Shell:
     def _main(self) -> Any:
         tabs = pmui.Tabs(*self.tabs(), dynamic=True, sizing_mode="stretch_both", margin=0, styles={"grid-area": "side"})
         self.tabs_view = tabs
-        grid = pn.Column(self.player, self._transport(), tabs, stylesheets=[MAIN], sizing_mode="stretch_width", margin=0)
-        return pn.Column(self.message, grid, sizing_mode="stretch_width", margin=(8, 12, 0, 12))
+        grid = pn.Column(self.player, self._transport(), tabs, stylesheets=[MAIN], sizing_mode="stretch_both", margin=0)
+        return pn.Column(self.message, grid, sizing_mode="stretch_both", margin=(8, 12, 0, 12))
 
     def _transport(self) -> Any:
         desk = self.desk
-        button = functools.partial(pmui.IconButton, size="medium", margin=2)
-        self.play = button(icon="play_arrow", description="Play or pause (space)", color="primary", label="Play")
+        button = functools.partial(pmui.Button, size="small", variant="text", margin=(4, 1))
+        self.play = button(icon="play_arrow", description="Play or pause (space)", variant="contained", label="Play", width=96)
         restart = button(icon="replay", description="Back to step 0; forgets branches", label="Restart")
         back = button(icon="skip_previous", description="One step back (←)", label="Back")
         step = button(icon="skip_next", description="One step on (→)", label="Step")
@@ -133,13 +133,12 @@ class Shell:
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
         self.time._priority_changes = ["value"]
         self.time.param.watch(lambda event: None if self._quiet else desk.seek(event.new), "value")
-        speed = pmui.Select(label="speed", options=SPEEDS, value=None, width=150, size="small", margin=(4, 4))
-        speed.param.watch(lambda event: desk.set_speed(event.new), "value")
+        speed = pmui.Select(label="speed", options=SPEEDS, value=0.0, width=150, size="small", margin=(4, 4))
+        speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
         self.line_view.param.watch(lambda event: None if self._quiet else desk.switch(event.new), "value")
-        row = pn.Row(self.play, back, step, branch, restart, self.time, sizing_mode="stretch_width", margin=0)
-        row2 = pn.Row(self.status, self.line_view, speed, sizing_mode="stretch_width", margin=0)
-        return pn.Column(row, row2, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"})
+        buttons = pn.FlexBox(self.play, back, step, branch, restart, self.line_view, speed, align_items="center", margin=0)
+        return pn.Column(self.time, buttons, self.status, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"})
 
     def _exports(self) -> list:
         """Script, record, picture, page."""

@@ -1,27 +1,28 @@
 """Figures: pure functions from a record (or an objective) to a Plotly figure. Plotly is imported when one is asked for.
 
-    record.wb.plot()                                  # the path in the plane, or the loss against steps
-    figures.curves(record, "grad_norm", theme="dark")
-    figures.sweep(record)                             # the last loss over the hyperparameters that differ between runs
+record.wb.plot()                                  # the path in the plane, or the loss against steps
+figures.curves(record, "grad_norm", theme="dark")
+figures.sweep(record)                             # the last loss over the hyperparameters that differ between runs
 """
 
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from workbench.figures.curves import curves, decimate
-from workbench.figures.chart import Series, chart, fan
-from workbench.figures.fields import Field, contours, field, objective_of, paths, surface3d
+from workbench.figures.charts import Series, chart, fan
+from workbench.figures.fields import Field, contours, field, objective_of
 from workbench.figures.grids import heatmap, sweep
 from workbench.figures.palette import method_colour, method_index, method_indices
+from workbench.figures.runs import curves, decimate
 from workbench.figures.theme import template
+from workbench.figures.trails import paths, surface3d
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
 def plot(record: xr.Dataset, variable: str | None = None, **options: Any) -> "Figure":
-    """What `record.wb.plot(...)` draws: curves of a variable; without one, the path in the plane where there is a plane.
+    """What `record.wb.plot(...)` draws: curves of a variable, or the path in the plane.
 
     Args:
         record: what `wb.rollout` or `session.record()` gave.

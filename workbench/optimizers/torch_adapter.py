@@ -69,7 +69,7 @@ RANGES = {
     "step_size_min": dataclasses.replace(_size, doc="Smallest step size."),
     "step_size_max": dataclasses.replace(_size, doc="Largest step size."),
     "beta2_decay": Hyper(-0.8, -10.0, 0.0, soft=(-2.0, 0.0)),
-    "d": Hyper(1.0, 1e-6, 1e6, "log", (1e-2, 1e2)),
+    "d": Hyper(1.0, 1.0, 1e6, "log", (1.0, 1e2)),
     "tolerance_grad": _tolerance,
     "tolerance_change": _tolerance,
 }

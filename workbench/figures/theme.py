@@ -1,0 +1,146 @@
+"""The look of every figure: a light and a dark template, colour maps faded towards the paper, labels with units."""
+
+import functools
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from workbench.figures.palette import PAPER, THEMES
+from workbench.routine import unknown
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LOOK = {
+    "light": {"ink": "#1b1f23", "muted": "#59636e", "rule": "#c9d0d6", "grid": "#e6eaed", "field": 0.36},
+    "dark": {"ink": "#f2f4f5", "muted": "#a3adb6", "rule": "#4a525a", "grid": "#262b30", "field": 0.4},
+}
+CHIP = {"light": "rgba(255,255,255,0.86)", "dark": "rgba(18,18,18,0.82)"}
+WIDTH = 76
+"""Characters of a title's line."""
+
+
+def look(theme: str) -> dict[str, Any]:
+    """Colours of a theme: ink, muted, rule, grid, paper; and `field`, how strong a colour map stands under paths.
+
+    Raises:
+        ValueError: on a theme that is not "light" or "dark".
+    """
+    if theme not in LOOK:
+        raise unknown("theme", theme, LOOK)
+    return {**LOOK[theme], "paper": PAPER[theme], "chip": CHIP[theme]}
+
+
+@functools.cache
+def template(theme: str = "light") -> Any:
+    """The Plotly template of a theme."""
+    from plotly import graph_objects as go
+
+    made = look(theme)
+    axis = {
+        "automargin": True,
+        "gridcolor": made["grid"],
+        "linecolor": made["rule"],
+        "tickcolor": made["rule"],
+        "zerolinecolor": made["rule"],
+        "zerolinewidth": 1,
+        "showline": True,
+        "ticks": "outside",
+        "ticklen": 4,
+        "title": {"standoff": 8},
+    }
+    scene = {"backgroundcolor": made["paper"], "gridcolor": made["rule"], "color": made["muted"], "showline": False}
+    bar = {"outlinewidth": 0, "thickness": 11, "ticks": "outside", "ticklen": 3, "tickcolor": made["rule"]}
+    bar |= {"title": {"side": "right", "font": {"size": 12, "color": made["muted"]}}}
+    layout = {
+        "font": {"family": FONT, "size": 12, "color": made["ink"]},
+        "paper_bgcolor": made["paper"],
+        "plot_bgcolor": made["paper"],
+        "colorway": list(THEMES[theme]),
+        "margin": {"l": 56, "r": 16, "t": 40, "b": 44},
+        "title": {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yanchor": "top", "yref": "container"}
+        | {"pad": {"t": 12}, "font": {"size": 14}, "subtitle": {"font": {"size": 12, "color": made["muted"]}}},
+        "xaxis": axis,
+        "yaxis": axis,
+        "scene": {"xaxis": scene, "yaxis": scene, "zaxis": scene, "bgcolor": made["paper"]},
+        "legend": {"orientation": "h", "x": 0, "xref": "paper", "y": 0, "yref": "container", "yanchor": "bottom"}
+        | {"bgcolor": "rgba(0,0,0,0)", "itemwidth": 30, "font": {"size": 12}},
+        "hoverlabel": {"bgcolor": made["paper"], "bordercolor": made["rule"], "align": "left"}
+        | {"font": {"color": made["ink"], "family": FONT}},
+        "hovermode": "closest",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": made["muted"], "activecolor": made["ink"]},
+    }
+    maps = {kind: [{"colorbar": bar}] for kind in ("contour", "heatmap", "surface")}
+    scatters = {kind: [{"marker": {"colorbar": bar}}] for kind in ("scatter", "scatter3d")}
+    return go.layout.Template(layout=layout, data={**maps, **scatters})
+
+
+def blank(theme: str, title: str = "", notes: Sequence[str] = (), **layout: Any) -> "Figure":
+    """A figure with nothing in it yet: its look, a title, and `notes` (what a reader must know) beneath the title."""
+    from plotly import graph_objects as go
+
+    lines = textwrap.wrap(title, WIDTH)
+    under = textwrap.wrap(" · ".join(notes), WIDTH + 10)
+    head = {"text": "<br>".join(lines), "subtitle": {"text": "<br>".join(under)}}
+    margin = {"t": 26 + 18 * len(lines) + 15 * len(under) if lines or under else 16}
+    return go.Figure(layout={"template": template(theme), "title": head, "margin": margin, **layout})
+
+
+def colour_map(name: str, theme: str = "light", strength: float = 1.0) -> list[list[Any]]:
+    """ "viridis" or "cividis" as a Plotly colour scale, mixed with the theme's paper when strength is below 1."""
+    from plotly import colors
+
+    anchors = {"viridis": colors.sequential.Viridis, "cividis": colors.sequential.Cividis}[name]
+    paper, inks = np.array(_rgb(PAPER[theme])), np.array([_rgb(colour) for colour in anchors])
+    mixed = np.rint(strength * inks + (1 - strength) * paper).astype(int)
+    return [[float(at), "rgb({},{},{})".format(*rgb)] for at, rgb in zip(_stops(len(mixed)), mixed, strict=True)]
+
+
+def colours_along(values: ArrayLike) -> list[str]:
+    """A viridis colour for each number from 0 to 1."""
+    scale = colour_map("viridis")
+    inks = np.array([[int(part) for part in colour[4:-1].split(",")] for _, colour in scale])
+    parts = [np.interp(np.asarray(values), _stops(len(inks)), inks[:, k]) for k in range(3)]
+    return ["rgb({:.0f},{:.0f},{:.0f})".format(*rgb) for rgb in zip(*parts, strict=True)]
+
+
+def _stops(n: int) -> np.ndarray:
+    return np.linspace(0, 1, n)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    if colour.startswith("rgb"):
+        red, green, blue = (int(part) for part in colour[4:-1].split(","))
+        return red, green, blue
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def words(name: str) -> str:
+    """A variable's name as a reader says it: "grad_norm" as "grad norm"."""
+    return name.replace("_", " ")
+
+
+def with_units(text: str, units: str) -> str:
+    """The text with its unit in brackets, none for pure numbers and where the text has it already."""
+    return text if units in ("", "1") or units in text.split() or f"{units}s" in text.split() else f"{text} [{units}]"
+
+
+def axis_label(array: xr.DataArray) -> str:
+    """What stands at an axis: the array's long name and unit, from its attributes."""
+    return with_units(array.attrs.get("long_name", words(str(array.name))), array.attrs.get("units", ""))
+
+
+def number(value: float) -> str:
+    """A number for a label: four digits at most, no needless zeros."""
+    return f"{value:.4g}"
+
+
+def faded(colour: str, alpha: float) -> str:
+    """A colour #RRGGBB made transparent."""
+    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

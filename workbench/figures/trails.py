@@ -1,0 +1,207 @@
+"""The paths of a record over its objective: from above, and on the surface in three dimensions."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from workbench.figures.fields import Domain, Field, field, objective_of, plane_notes, seen_from_above
+from workbench.figures.runs import pick_runs, run_colours, run_labels
+from workbench.figures.theme import blank, colour_map, faded, look
+from workbench.problems.objective import Objective
+from workbench.routine import RUNNING, status
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def paths(
+    record: xr.Dataset,
+    objective: Objective | None = None,
+    *,
+    domain: Domain | None = None,
+    size: int = 96,
+    log: bool | None = None,
+    runs: Sequence[int] | None = None,
+    theme: str = "light",
+) -> "Figure":
+    """The runs' paths over the objective: a ring where each starts, a dot where it stands, an × where it diverged.
+
+    With more than two coordinates it is a projection onto the first two, and says how much of the paths lies outside
+    that plane.
+
+    Args:
+        objective: what was descended; found by the record's attributes when None.
+
+    Raises:
+        ValueError: when the record has no positions, or the objective is not known.
+    """
+    objective = _known(record, objective)
+    heights = field(objective, domain, size, log=log)
+    shown, notes = pick_runs(record, runs)
+    points = record["x"].values[shown].astype(np.float64)
+    notes = [*notes, *_outside_plane(points)]
+    figure = seen_from_above(objective, heights, theme, look(theme)["field"], notes)
+    for trail in _trails(record, shown, theme, heights):
+        trail.draw(figure, theme)
+    scale = run_colours(record, shown, theme)[1]
+    if scale is not None:
+        figure.update_traces(showscale=False, selector={"type": "contour"})
+        figure.update_traces(showlegend=False)
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=scale.bar(), hoverinfo="skip", showlegend=False)
+    return figure
+
+
+def _known(record: xr.Dataset, objective: Objective | None) -> Objective:
+    if "x" not in record:
+        raise ValueError(f"expected a record with positions x, got {', '.join(map(str, record.data_vars))}")
+    found = objective if objective is not None else objective_of(record)
+    if found is None:
+        raise ValueError(f"expected an objective for {record.attrs.get('recipe', 'this record')}; pass objective=…")
+    if found.dim != record.sizes["dim"]:
+        raise ValueError(f"expected an objective of {record.sizes['dim']} coordinates, got {found.dim} ({found.title})")
+    return found
+
+
+def _outside_plane(points: NDArray[np.float64]) -> list[str]:
+    if points.shape[-1] < 3:
+        return []
+    moves = np.diff(points, axis=1)
+    total = np.nansum(moves**2)
+    share = np.nansum(moves[..., 2:] ** 2) / total if total else 0.0
+    return [f"{share:.0%} of the squared step lengths lie outside this plane"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trail:
+    """One run's way over the plane, up to where it diverged."""
+
+    label: str
+    colour: str
+    points: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    diverged: int
+    cell: tuple[float, float]
+    left: str
+
+    @property
+    def name(self) -> str:
+        """Its name in the legend, with what became of it when it is not in the picture any more."""
+        said = status(self.diverged) if self.diverged != RUNNING else self.left
+        return f"{self.label}: {said}" if said else self.label
+
+    def draw(self, figure: "Figure", theme: str) -> None:
+        """Add it to a figure: a casing in the paper's colour, the line, its two ends."""
+        kept = thin(self.points, self.cell)
+        x, y, paper = self.points[kept, 0], self.points[kept, 1], look(theme)["paper"]
+        group = {"x": x, "y": y, "mode": "lines", "legendgroup": self.label, "name": self.name}
+        figure.add_scatter(**group, line={"color": faded(paper, 0.6), "width": 4}, hoverinfo="skip", showlegend=False)
+        seen = np.stack([self.steps[kept], self.losses[kept]], -1)
+        hover = (
+            f"<b>{self.label}</b><br>step %{{customdata[0]}}<br>(%{{x:.5g}}, %{{y:.5g}})<br>f = %{{customdata[1]:.5g}}"
+        )
+        line = {"color": self.colour, "width": 2}
+        figure.add_scatter(
+            **group, line=line, customdata=seen, hovertemplate=hover + "<extra></extra>", showlegend=True
+        )
+        symbols = ["circle-open", "circle" if self.diverged == RUNNING else "x"]
+        rim = {"width": [2, 1], "color": [self.colour, paper]}
+        marker = {"symbol": symbols, "size": [8, 9], "color": self.colour, "line": rim, "opacity": 1}
+        said = ["start", status(self.diverged) if self.diverged != RUNNING else f"step {self.steps[-1]}"]
+        ends = {
+            "x": x[[0, -1]],
+            "y": y[[0, -1]],
+            "mode": "markers",
+            "text": said,
+            "hovertemplate": f"<b>{self.label}</b><br>%{{text}}",
+        }
+        ends |= {"legendgroup": self.label, "name": self.name, "marker": marker, "showlegend": False}
+        figure.add_scatter(**ends)
+
+
+def _trails(record: xr.Dataset, shown: Sequence[int], theme: str, heights: Field) -> list[Trail]:
+    labels, (colours, _) = run_labels(record), run_colours(record, shown, theme)
+    stops = record["diverged_at"].values if "diverged_at" in record else np.full(record.sizes["run"], RUNNING)
+    steps = record["step"].values
+    lows, highs = np.array([heights.x[0], heights.y[0]]), np.array([heights.x[-1], heights.y[-1]])
+    cell = tuple((highs - lows) / 1500)
+    trails = []
+    for row, run in enumerate(shown):
+        lived = steps <= stops[run] if stops[run] != RUNNING else np.ones(len(steps), dtype=bool)
+        points = record["x"].values[run, lived].astype(np.float64)
+        losses = record["loss"].values[run, lived] if "loss" in record else np.full(len(points), np.nan)
+        out = ((points[:, :2] < lows) | (points[:, :2] > highs)).any(1)
+        left = (
+            f"leaves the picture at step {steps[lived][len(out) - out[::-1].argmin()]}"
+            if out[-1] and not out.all()
+            else ""
+        )
+        trails.append(Trail(labels[run], colours[row], points, steps[lived], losses, int(stops[run]), cell, left))
+    return trails
+
+
+def thin(points: NDArray[np.float64], cell: tuple[float, float]) -> NDArray[np.intp]:
+    """Indices of a path's points without those in the same cell of a grid as the one before; the two ends stay."""
+    cells = np.floor(np.clip(points[:, :2] / np.asarray(cell), -1e15, 1e15))
+    kept = np.concatenate([[True], (np.diff(cells, axis=0) != 0).any(1)])
+    kept[-1] = True
+    return np.flatnonzero(kept)
+
+
+def surface3d(
+    objective: Objective,
+    record: xr.Dataset | None = None,
+    *,
+    domain: Domain | None = None,
+    size: int = 96,
+    log: bool | None = None,
+    runs: Sequence[int] | None = None,
+    theme: str = "light",
+) -> "Figure":
+    """The objective as a surface in three dimensions, with the record's paths on it where they lie in the domain.
+
+    Heights are log10(1 + f - min) where the objective says so (or `log=True`), and the axis says it.
+    """
+    heights = field(objective, domain, size, log=log)
+    notes = plane_notes(objective, heights)
+    trails: list[Trail] = []
+    if record is not None:
+        _known(record, objective)
+        shown, said = pick_runs(record, runs)
+        notes += [*said, *_outside_plane(record["x"].values[shown].astype(np.float64))]
+        trails = _trails(record, shown, theme, heights)
+    figure = blank(theme, objective.title, notes, uirevision=objective.title)
+    x, y = objective.dims[:2]
+    hover = f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<br>{heights.label} %{{z:.4g}}<extra></extra>"
+    light = {"ambient": 0.75, "diffuse": 0.45, "specular": 0.05, "roughness": 0.9}
+    style = {
+        "colorscale": colour_map("viridis", theme, 0.75),
+        "lighting": light,
+        "hovertemplate": hover,
+        "showscale": not trails,
+    }
+    figure.add_surface(x=heights.x, y=heights.y, z=heights.z, colorbar={"title": {"text": heights.label}}, **style)
+    for trail in trails:
+        _draw_above(figure, trail, heights)
+    names = {f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", x), ("y", y), ("z", heights.label))}
+    figure.update_layout(
+        scene={**names, "aspectratio": {"x": 1, "y": 1, "z": 0.6}, "camera": {"eye": {"x": 1.2, "y": -1.4, "z": 0.9}}}
+    )
+    return figure
+
+
+def _draw_above(figure: "Figure", trail: Trail, heights: Field) -> None:
+    """A path on the surface, a hair above it so that the surface does not swallow it."""
+    kept = thin(trail.points, trail.cell)
+    x, y = trail.points[kept, 0], trail.points[kept, 1]
+    inside = (x >= heights.x[0]) & (x <= heights.x[-1]) & (y >= heights.y[0]) & (y <= heights.y[-1])
+    z = heights.height(trail.losses[kept]) + 0.012 * float(np.nanmax(heights.z) - np.nanmin(heights.z))
+    x, y, z = (np.where(inside, part, np.nan) for part in (x, y, z))
+    seen = np.stack([trail.steps[kept], trail.losses[kept]], -1)
+    hover = f"<b>{trail.label}</b><br>step %{{customdata[0]}}<br>(%{{x:.5g}}, %{{y:.5g}})<br>f = %{{customdata[1]:.5g}}"
+    style = {"mode": "lines", "line": {"color": trail.colour, "width": 5}, "hovertemplate": hover + "<extra></extra>"}
+    figure.add_scatter3d(x=x, y=y, z=z, name=trail.name, customdata=seen, connectgaps=False, **style)
