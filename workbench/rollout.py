@@ -1,13 +1,15 @@
 """Many steps at once: a routine run from start to end, batched over runs, eager or compiled, into a record."""
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench import record
-from workbench.routine import Key, Probe, Routine, count_runs, unknown
+from workbench.routine import Key, Probe, Routine, count_runs, unknown, whole
 from workbench.tree import tree_map
 from workbench.trace import Trace
 
@@ -21,7 +23,10 @@ def advance(routine: Routine, state: Any, hyper: Mapping[str, Any], key: Key, k:
 def runs_of(start: Any, hyper: Mapping[str, Any] | None, seed: Any, dims: int = 1) -> int | None:
     """How many runs a start, hyperparameters and a seed ask for together, None when none of them has a run axis."""
     runs = count_runs(hyper, seed)
-    shape = tuple(start.shape) if hasattr(start, "shape") else torch.as_tensor(start).shape if start is not None else ()
+    try:
+        shape = tuple(start.shape) if hasattr(start, "shape") else np.shape(start) if start is not None else ()
+    except ValueError:
+        raise ValueError(f"expected start to be one point, or one for each run, got {start!r}") from None
     if len(shape) == dims + 1:
         if runs not in (None, shape[0]):
             raise ValueError(f"expected start to have one point for each of {runs} runs, got {shape[0]}")
@@ -44,8 +49,19 @@ def pick_probes(routine: Routine, probes: Iterable[str | Probe]) -> list[Probe]:
 
 
 def as_key(seed: int | Sequence[int]) -> Key:
-    """The key of a seed: one whole number that all runs share, or one a run."""
-    return Key(seed) if isinstance(seed, int) else Key(tuple(int(s) for s in seed))
+    """The key of a seed: one whole number that all runs share, or one a run.
+
+    Raises:
+        ValueError: on anything else.
+    """
+    many = not isinstance(seed, int | str) and np.ndim(seed) == 1
+    try:
+        numbers = tuple(operator.index(one) for one in (seed if many else [seed]))  # type: ignore[union-attr]
+    except TypeError:
+        numbers = ()
+    if not numbers:
+        raise ValueError(f"expected seed to be a whole number, or one for each run, got {seed!r}")
+    return Key(numbers if many else numbers[0])
 
 
 def rollout(
@@ -80,20 +96,19 @@ def rollout(
     Raises:
         ValueError: on an unknown or out-of-range hyperparameter, or runs that disagree.
     """
-    if isinstance(steps, bool) or int(steps) != steps or steps < 0 or every < 1:
-        raise ValueError(f"expected steps to be a whole number from 0 and every from 1, got {steps!r} and {every!r}")
+    steps, every = whole("steps", steps), whole("every", every, 1)
     routine, key = routine.to(device), as_key(seed)
-    runs = runs_of(start, hyper, seed, routine.start_dims)
+    runs = runs_of(start, hyper, key.seed, routine.start_dims)
     state = routine.init(key.stream("init"), start=start, runs=runs)
     ready = routine.normalise(hyper, runs=routine.runs(state))
     found = pick_probes(routine, probes)
     collected = Collector(routine, found, every)
     path = "compiled" if compile and collected.only_points else "eager"
     if path == "compiled":
-        final = _compiled(routine, state, ready, key, int(steps), collected)
+        final = _compiled(routine, state, ready, key, steps, collected)
     else:
-        final = collected.run(state, lambda k: ready, key, 0, int(steps))
-    given = {"seed": seed, "hyper": dict(hyper or {}), "start": start, "edits": (), "steps": int(steps), "mode": path}
+        final = collected.run(state, lambda k: ready, key, 0, steps)
+    given = {"seed": key.seed, "hyper": dict(hyper or {}), "start": start, "edits": (), "steps": steps, "mode": path}
     return record.build(routine, collected, final, given)
 
 

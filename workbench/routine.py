@@ -13,7 +13,8 @@ import difflib
 import hashlib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,21 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(str(name), names, 1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return ValueError(f"expected {what} to be one of {', '.join(names) or '(none)'}; got {name!r}.{hint}")
+
+
+def whole(name: str, value: Any, low: int = 0) -> int:
+    """A whole number from `low`, as an int.
+
+    Raises:
+        ValueError: on anything else, naming it.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = int(value) if isinstance(value, float) and value.is_integer() else low - 1
+    if isinstance(value, bool) or number < low:
+        raise ValueError(f"expected {name} to be a whole number from {low}, got {value!r}")
+    return number
 
 
 # --------------------------------------------------------------------------------------------- hyperparameters
@@ -77,14 +93,14 @@ class Hyper:
             ValueError: naming the hyperparameter, what was expected and what came.
         """
         if self.scale == "choice":
-            if value not in self.choices:
+            if not isinstance(value, Hashable) or isinstance(value, Tensor) or value not in self.choices:
                 raise unknown(self.name, value, map(str, self.choices))
             return value
         if self.kind == "value" and isinstance(value, Tensor | np.ndarray | Sequence) and not isinstance(value, str):
             return self._check_runs(value)
         if isinstance(value, Tensor | np.ndarray) and value.ndim == 0:
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not self.low <= value <= self.high:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not self._legal(value):
             raise ValueError(f"expected {self.name} to be {self._range()}, got {value!r}")
         if self.scale == "integer":
             if value != int(value):
@@ -92,13 +108,21 @@ class Hyper:
             return int(value)
         return float(value)
 
+    def _legal(self, value: Any) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high
+
     def _check_runs(self, value: Any) -> Tensor | float:
-        tensor = torch.as_tensor(value, dtype=torch.float64).detach()
+        try:
+            tensor = torch.as_tensor(value).detach().to(torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"expected {self.name} to be {self._range()}, or one for each run, got {value!r}") from None
         if tensor.ndim == 0:
             return self.check(tensor.item())
         if tensor.ndim != 1 or tensor.numel() == 0:
             raise ValueError(f"expected {self.name} to be one number or one per run, got shape {tuple(tensor.shape)}")
-        legal = (tensor >= self.low) & (tensor <= self.high)
+        legal = (tensor >= self.low) & (tensor <= self.high) & torch.isfinite(tensor)
+        if self.scale == "integer":
+            legal &= tensor == tensor.round()
         if tensor.device.type != "meta" and not bool(legal.all()):
             raise ValueError(f"expected {self.name} to be {self._range()}, got {tensor[~legal][0].item()!r} in one run")
         return tensor
@@ -218,7 +242,12 @@ class Key:
 
     def uniform(self, shape: Sequence[int], *, like: Tensor, axis: int = -1) -> Tensor:
         """Uniform numbers in [0, 1) of `shape`, in the dtype and on the device of `like`."""
-        return self._draw(lambda generator: torch.rand(*shape, generator=generator, dtype=torch.float64), like, axis)
+        below = 1 - torch.finfo(like.dtype).eps / 2  # rounding to fewer digits must not reach 1
+
+        def draw(generator: torch.Generator) -> Tensor:
+            return torch.rand(*shape, generator=generator, dtype=torch.float64).clamp_(max=below)
+
+        return self._draw(draw, like, axis)
 
     def permutation(self, n: int) -> Tensor:
         """The numbers 0 to n - 1 in random order, (n,) or (runs, n), int64 on the host."""
@@ -332,8 +361,9 @@ class Routine:
         raise NotImplementedError
 
     def setup(self) -> str:
-        """Python lines an exported script needs before the recipe, "" when none."""
-        return ""
+        """Python lines an exported script needs before the recipe, besides `import torch`; "" when none."""
+        method = getattr(self, "method", None)
+        return method.setup() if hasattr(method, "setup") else ""
 
     def describe(self) -> dict:
         """Names of what was bound, for provenance: problem, method."""
@@ -360,8 +390,8 @@ class Routine:
         return ready
 
     def tensor(self, value: Any) -> Tensor:
-        """The value in this routine's dtype and on its device."""
-        return torch.as_tensor(value, dtype=self.dtype, device=self.device)
+        """A copy of the value in this routine's dtype and on its device."""
+        return torch.as_tensor(value, dtype=self.dtype, device=self.device).detach().clone()
 
     def repeat(self, state: Any, runs: int) -> Any:
         """A state of one run, copied to `runs` runs."""
@@ -372,6 +402,14 @@ class Routine:
         return pick_run(state, run, self.run_axis)
 
 
+def _ndim(value: Any) -> int:
+    """Number of axes; -1 of a ragged list, which a check further on refuses by name."""
+    try:
+        return np.ndim(value)
+    except ValueError:
+        return -1
+
+
 def count_runs(hyper: Mapping[str, Any] | None, seed: Any) -> int | None:
     """The number of runs that hyperparameters and seeds ask for, None when they ask for none.
 
@@ -380,7 +418,7 @@ def count_runs(hyper: Mapping[str, Any] | None, seed: Any) -> int | None:
     """
     sizes = {}
     for name, value in (hyper or {}).items():
-        if isinstance(value, Tensor | np.ndarray | list | tuple) and np.ndim(value) == 1:
+        if isinstance(value, Tensor | np.ndarray | list | tuple) and _ndim(value) == 1:
             sizes[name] = len(value)
     if isinstance(seed, tuple | list | np.ndarray):
         sizes["seed"] = len(seed)

@@ -4,6 +4,7 @@ Exact: going back restores the nearest earlier snapshot and replays with the edi
 """
 
 import contextlib
+import logging
 import threading
 import time
 import weakref
@@ -15,13 +16,18 @@ import xarray as xr
 
 from workbench import record as records
 from workbench.rollout import Collector, advance, as_key, pick_probes, runs_of
-from workbench.routine import Key, Routine, status, unknown
+from workbench.routine import Key, Routine, status, unknown, whole
 from workbench.script import write_script
 from workbench.timeline import Edit, Snapshots, Timeline
+from workbench.tree import own
 
 BUDGET = 256 * 2**20
 SLICE = 0.008
 """Seconds a playing session works before it lets others speak and tells its listeners."""
+LATE = 0.25
+"""Seconds a playing session may fall behind its speed and catch up; what is beyond that is let go."""
+
+_log = logging.getLogger(__name__)
 
 
 class Session:
@@ -51,13 +57,12 @@ class Session:
         budget: int = BUDGET,
         device: Any = None,
     ) -> None:
-        self.routine = routine.to(device)
-        self.seed, self.start, self.probes = seed, start, pick_probes(routine, probes)
-        self.first = dict(hyper or {})
+        self.routine, self._key = routine.to(device), as_key(seed)
+        self.seed, self.start, self.probes = self._key.seed, own(start), pick_probes(routine, probes)
+        self.first = own(dict(hyper or {}))
         self.budget = budget
-        self._key = as_key(seed)
-        runs = runs_of(start, hyper, seed, routine.start_dims)
-        state = self.routine.init(self._key.stream("init"), start=start, runs=runs)
+        runs = runs_of(start, hyper, self.seed, routine.start_dims)
+        state = self.routine.init(self._key.stream("init"), start=self.start, runs=runs)
         self._runs = self.routine.runs(state)
         self.routine.normalise(self.first, runs=self._runs)
         self._now = (0, state)
@@ -67,7 +72,7 @@ class Session:
         self._set_up()
 
     def _set_up(self) -> None:
-        self._lock, self._waiting = threading.RLock(), 0
+        self._lock, self._counting, self._waiting = threading.RLock(), threading.Lock(), 0
         self._thread: threading.Thread | None = None
         self._playing, self._speed, self._until = False, None, None
         self._listeners: list[Callable[[Session], None]] = []
@@ -139,25 +144,25 @@ class Session:
     def step(self, n: int = 1) -> "Session":
         """Make n steps forward (replaying what was lived before, to the same bits)."""
         with self._turn():
-            for _ in range(_whole("n", n)):
-                self._forward()
+            self._check_open()
+            self._run(whole("n", n))
         return self
 
     def back(self, n: int = 1) -> "Session":
         """Go n steps back, at most to step 0."""
         with self._turn():
-            return self.seek(max(0, self.index - _whole("n", n)))
+            return self.seek(max(0, self.index - whole("n", n)))
 
     def seek(self, step: int) -> "Session":
         """Go to any step: back to one already lived, or forward by making the steps in between."""
         with self._turn():
-            target = _whole("step", step)
+            self._check_open()
+            target = whole("step", step)
             if target != self.index:
                 at, state = self._timeline.snapshots.nearest(target)
                 if not at <= self.index <= target:
                     self._now = (at, state)
-                while self.index < target:
-                    self._forward()
+                self._run(target - self.index)
         return self
 
     def set(self, **hyper: Any) -> "Session":
@@ -167,12 +172,13 @@ class Session:
             ValueError: on an unknown or out-of-range hyperparameter; nothing changes then.
         """
         with self._turn():
+            self._check_open()
             changed = {name: value for name, value in hyper.items() if not _equal(self._checked(name, value), name, self)}
             self.routine.normalise({**self.hyper, **changed}, runs=self._runs)
             if not changed:
                 return self
             if self.index < self.head:
-                self.others.append(self._timeline)
+                self.others.append(self._timeline.shelved())
                 self._timeline = self._timeline.upto(self.index)
             for name, value in changed.items():
                 self._timeline.edit(Edit(self.index, name, records.plain(value)))
@@ -182,6 +188,7 @@ class Session:
     def branch(self) -> "Session":
         """A new session that shares this one's past up to here, and from here on goes its own way."""
         with self._turn():
+            self._check_open()
             twin = object.__new__(type(self))
             for name in ("routine", "seed", "start", "probes", "first", "budget", "_key", "_runs", "_now"):
                 setattr(twin, name, getattr(self, name))
@@ -194,14 +201,13 @@ class Session:
     def play(self, speed: float | None = None, *, until: int | None = None) -> "Session":
         """Move by itself on a daemon thread, at `speed` steps a second (as fast as it goes when None), up to `until`.
 
-        It stops by itself when every run has diverged; `stopped` then says why.
+        It stops by itself when every run has diverged or a step fails; `stopped` then says why.
         """
         if speed is not None and not speed > 0:
             raise ValueError(f"expected speed to be above 0 steps a second, got {speed!r}")
         with self._turn():
-            if self.closed:
-                raise ValueError("expected an open session, got one that was closed; make a new one")
-            self._speed, self._until, self.stopped = speed, until, ""
+            self._check_open()
+            self._speed, self._until, self.stopped = speed, None if until is None else whole("until", until), ""
             if not self._playing:
                 self._playing = True
                 self._thread = threading.Thread(target=_play, args=(weakref.ref(self),), daemon=True, name="session")
@@ -217,7 +223,10 @@ class Session:
         return self
 
     def listen(self, callback: Callable[["Session"], None]) -> Callable[[], None]:
-        """Call `callback(session)` from the playing thread after each slice of work; returns what ends that."""
+        """Call `callback(session)` from the playing thread after each slice of work; returns what ends that.
+
+        A callback that raises is logged and not called again.
+        """
         self._listeners.append(callback)
         return lambda: self._listeners.remove(callback) if callback in self._listeners else None
 
@@ -260,15 +269,28 @@ class Session:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold the session; a playing one lets go at its next step."""
-        self._waiting += 1
+        with self._counting:
+            self._waiting += 1
         try:
             self._lock.acquire()
         finally:
-            self._waiting -= 1
+            with self._counting:
+                self._waiting -= 1
         try:
             yield
         finally:
             self._lock.release()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("expected an open session, got one that was closed; make a new one")
+
+    def _run(self, n: int) -> None:
+        began = time.perf_counter()
+        for _ in range(n):
+            self._forward()
+        if n:
+            self.seconds_per_step = (time.perf_counter() - began) / n
 
     def _given(self, k: int) -> dict[str, Any]:
         return {**records.defaults(self.routine), **self.first, **self._timeline.in_force(k)}
@@ -311,13 +333,18 @@ class Session:
         if n:
             self.seconds_per_step = (time.perf_counter() - start) / n
             if self._playing and bool((self.state.diverged >= 0).all()):
-                first = int(self.state.diverged.max())
-                self._playing, self.stopped = False, f"stopped: every run {status(first)}"
+                every = "" if self._runs == 1 else "every run, the last, "
+                self._playing, self.stopped = False, f"stopped: {every}{status(int(self.state.diverged.max()))}"
         return n
 
     def _tell(self) -> None:
         for callback in list(self._listeners):
-            callback(self)
+            try:
+                callback(self)
+            except Exception:  # noqa: BLE001 - a view that fails must not stop what it looks at
+                _log.exception("a listener of a session failed and is not called again")
+                with contextlib.suppress(ValueError):
+                    self._listeners.remove(callback)
 
 
 def _play(reference: "weakref.ref[Session]") -> None:
@@ -325,17 +352,24 @@ def _play(reference: "weakref.ref[Session]") -> None:
     began, made, speed = time.perf_counter(), 0, None
     while True:
         session = reference()
-        if session is None or not session._playing:
-            if session is not None:
-                session._tell()
+        if session is None or session._thread is not threading.current_thread():
             return
-        if session._speed != speed:
-            began, made, speed = time.perf_counter(), 0, session._speed
+        if not session._playing:
+            session._tell()
+            return
+        now = time.perf_counter()
+        if session._speed != speed or (speed and (now - began) * speed > made + 1 + LATE * speed):
+            began, made, speed = now, 0, session._speed
         if session._waiting:
             time.sleep(0.0002)
             continue
+        n = 0
         with session._lock:
-            n = session._slice(began, made)
+            try:
+                n = session._slice(began, made)
+            except Exception as error:  # noqa: BLE001 - whatever somebody's own model raises, the reason is said
+                _log.warning("a playing session stopped", exc_info=True)
+                session._playing, session.stopped = False, f"stopped: {type(error).__name__}: {error}"
         made += n
         if n:
             session._tell()
@@ -358,9 +392,3 @@ def _cached(make: Callable[[int], dict], line: Timeline) -> Callable[[int], dict
 
 def _equal(value: Any, name: str, session: Session) -> bool:
     return bool(np.array_equal(np.asarray(value), np.asarray(session.hyper[name])))
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 0:
-        raise ValueError(f"expected {name} to be a whole number from 0, got {value!r}")
-    return int(value)

@@ -44,7 +44,7 @@ class Space:
         if not self.shapes:
             return [x]
         sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        return [part.view(*part.shape[:-1], *shape) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
+        return [part.view((*part.shape[:-1], *shape)) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
 
     def join(self, blocks: list[Tensor]) -> Tensor:
         """The inverse of `blocks`."""

@@ -23,7 +23,7 @@ class Snapshots:
     """States by step, under a byte budget. Old ones thin out; seeking replays from the nearest one before.
 
     When the budget is spent a quarter of the old ones go: those whose removal leaves the smallest gap for their age,
-    so that gaps grow with age and none grows without need. The first and the last 16 always stay.
+    so that gaps grow with age and none grows without need. The first, the last 16 and the 16 before the present stay.
     """
 
     def __init__(self, budget: int) -> None:
@@ -57,9 +57,16 @@ class Snapshots:
 
     def upto(self, step: int) -> "Snapshots":
         """The part up to and including `step`; the states themselves are shared."""
+        return self._some(self._steps[: bisect.bisect_right(self._steps, step)])
+
+    def ends(self) -> "Snapshots":
+        """The first and the last alone: enough to replay what lies between."""
+        return self._some(sorted({self._steps[0], self._steps[-1]}))
+
+    def _some(self, steps: list[int]) -> "Snapshots":
         part = Snapshots(self.budget)
-        part._steps = self._steps[: bisect.bisect_right(self._steps, step)]
-        part._states = {k: self._states[k] for k in part._steps}
+        part._steps = steps
+        part._states = {k: self._states[k] for k in steps}
         part._bytes = sum(nbytes(state) for state in part._states.values())
         return part
 
@@ -69,7 +76,8 @@ class Snapshots:
 
     def _thin(self, now: int) -> None:
         steps = self._steps
-        old = [i for i in range(1, len(steps) - 1) if not now - RECENT < steps[i] <= now]
+        last = steps[-1] - RECENT
+        old = [i for i in range(1, len(steps) - 1) if steps[i] <= last and not now - RECENT < steps[i] <= now]
         by_cost = sorted(old, key=lambda i: (steps[i + 1] - steps[i - 1]) / (abs(now - steps[i]) + RECENT))
         gone: set[int] = set()
         for i in by_cost:
@@ -92,9 +100,13 @@ class Timeline:
     trace: Trace = dataclasses.field(default_factory=Trace)
 
     def upto(self, step: int) -> "Timeline":
-        """The same past, with the future after `step` left open."""
-        edits = [edit for edit in self.edits if edit.step < step or (edit.step == step == self.head)]
+        """The same past, and what is in force at `step`, with the future after it left open."""
+        edits = [edit for edit in self.edits if edit.step <= step]
         return Timeline(self.snapshots.upto(step), edits, step, self.trace.upto(step))
+
+    def shelved(self) -> "Timeline":
+        """The same line kept for later with its first and last state alone: what lies between can be replayed."""
+        return dataclasses.replace(self, snapshots=self.snapshots.ends())
 
     def edit(self, edit: Edit) -> None:
         """Add an edit; one of the same step and target takes its place."""

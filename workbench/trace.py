@@ -34,7 +34,7 @@ class Trace:
     def arrays(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(steps, {name: (steps, runs)})."""
         self._flush()
-        steps = np.asarray(self._steps)
+        steps = np.asarray(self._steps, dtype=np.int64)
         if not self._blocks:
             return steps, {}
         if len(self._blocks) > 1:

@@ -57,6 +57,15 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*raw)
 
 
+def own(value: Any) -> Any:
+    """A copy of a value, or of lists, tuples and dicts of values, whose arrays nobody else can change."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict | list | tuple):
+        return _rebuild(value, [own(part) for part in _parts(value)])
+    return value.copy() if hasattr(value, "__array__") and hasattr(value, "copy") else value
+
+
 class PerRun(tuple):
     """A tuple with one subtree a run, for state that cannot be stacked (that of `torch.optim` classes)."""
 

@@ -81,10 +81,10 @@ def rgb(text):
 
 
 def centre_of(picture, colour):
-    """(x, y) in the middle of the pixels of this colour, as pixel edges count."""
-    rows, columns = np.nonzero(np.all(picture == rgb(colour), axis=2))
+    """(x, y) in the middle of the pixels of this colour below the legend, as pixel edges count."""
+    rows, columns = np.nonzero(np.all(picture[30:] == rgb(colour), axis=2))
     assert len(rows), f"no pixel of {colour}"
-    return columns.mean() + 0.5, rows.mean() + 0.5
+    return columns.mean() + 0.5, rows.mean() + 30.5
 
 
 def poll(page, true, seconds=10):
@@ -253,7 +253,7 @@ ANYWIDGET = """
 %s
 // What anywidget gives a module: get, on, off and send; Bytes as a DataView somewhere inside a larger buffer.
 const view = (text) => { const raw = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), at = new Uint8Array(raw.length + 3); at.set(raw, 3); return new DataView(at.buffer, 3); };
-const values = { theme: "light", tall: 300, scene: view("%s"), frame: new DataView(new ArrayBuffer(0)) }, listeners = {};
+const values = { theme: "light", tall: 500, scene: view("%s"), frame: new DataView(new ArrayBuffer(0)) }, listeners = {};
 window.sent = [];
 const model = {
   get: (name) => values[name],
@@ -277,7 +277,7 @@ def base64(message):
 def test_the_same_module_runs_as_an_anywidget(page):
     page.set_content(ANYWIDGET % (module().replace("export default", "const widget ="), base64(encode_scene(SCENE, 1))))
     page.wait_for_function("window.sent.length >= 2")
-    assert page.evaluate("document.querySelector('canvas').clientHeight") == 300
+    assert page.evaluate("document.querySelector('canvas').clientHeight") == 500
     for step in (5, 6):
         page.evaluate("text => window.give(text)", base64(encode_frame(Frame(step, [Points([0], [1])]), step)))
         wait_for_step(page, step)
@@ -377,6 +377,6 @@ def test_an_exported_frame_shows_its_points_where_they_were(new_page, tmp_path):
     page.goto((tmp_path / "run.html").as_uri())
     wait_for_step(page, 0)
     page.wait_for_timeout(100)
-    seen = centre_of(shot(page)[100:], palette.LIGHT[1])  # below the legend, which has the same colour
+    seen = centre_of(shot(page), palette.LIGHT[1])
     wanted = page.evaluate(f"[{PLAYER}.player.view.px(0.7), {PLAYER}.player.view.py(1.9)]")
-    np.testing.assert_allclose((seen[0], seen[1] + 100), wanted, atol=1)
+    np.testing.assert_allclose(seen, wanted, atol=1)

@@ -388,11 +388,11 @@ def test_recipe_makes_the_same_again():
     assert (again.text, again.domain, again.start) == (moved.text, moved.domain, moved.start)
 
 
-def test_start_is_where_the_formula_is_finite():
-    objective = parse("log(-x) + sqrt(y - 1)")
-    start = f64(objective.start)
-    assert objective(start).isfinite()
-    assert slope(objective, start).isfinite().all()
+def test_start_is_where_the_formula_and_its_slope_are_finite():
+    for text in ("log(-x) + sqrt(y + 1)", "sqrt(x - 1)"):
+        start = f64(parse(text).start)
+        assert parse(text)(start).isfinite()
+        assert slope(parse(text), start).isfinite().all()
     assert parse("x", domain=((10, 20), (-8, 0))).start == (17.5, -2)
 
 

@@ -110,3 +110,8 @@ class DescentShell(Shell):
 
     def tabs(self):
         return [("Curves", pn.pane.Markdown("soon"))]
+
+
+def page(query: dict[str, str], runs: Any) -> Shell:
+    """The app of one visitor."""
+    return DescentShell(DescentDesk(runs=runs, query=query))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import param
@@ -46,10 +46,11 @@ class ServedPlayer(Events, JSComponent):
     scene = param.Bytes(default=b"", doc="The latest scene's message (see frames.py). Set by show().")
     frame = param.Bytes(default=b"", doc="The latest frame's message. Set by show().")
     theme: Any = param.Selector(default="auto", objects=["auto", "light", "dark"], doc="auto: as the browser prefers.")
-    clicked = param.Dict(default=None, precedence=-1, doc="The latest click, {x, y, n}, n counting clicks.")
-    action = param.Dict(default=None, precedence=-1, doc="The latest action, {name, value, n}; see on_action.")
+    clicked = param.Dict(default=None, doc="The latest click, {x, y, n}, n counting clicks.")
+    action = param.Dict(default=None, doc="The latest action, {name, value, n}; see on_action.")
 
     _esm = module()
+    _rename: ClassVar[dict[str, str | None]] = {"clicked": None, "action": None}  # what the browser need not hear
 
     def __init__(self, **params: Any) -> None:
         set_nodelay()

@@ -201,18 +201,28 @@ def _slot(i: int) -> _Slot:
     return _Slot(i)
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
+
 def _walk(value: Any, memo: dict[int, Any], leaf: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a tree of attributes. `memo` maps id(old) → new, and is `copy.deepcopy`'s for what is no tree."""
-    if value is None or isinstance(value, bool | float | str) or type(value) is int:
+    kind = type(value)
+    if kind in _PLAIN:
         return value
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, Tensor):
         made: Any = leaf(value)
-    elif type(value) is dict or (type(value) is defaultdict and value.default_factory is dict):
-        made = {memo.get(id(key), key): _walk(item, memo, leaf) for key, item in value.items()}
-    elif type(value) in (list, tuple):
-        made = type(value)(_walk(item, memo, leaf) for item in value)
+    elif kind is dict or (kind is defaultdict and value.default_factory is dict):
+        # Most items are plain, under a name: not walking them is what makes this cheap.
+        made = {
+            key if type(key) is str else memo.get(id(key), key): item
+            if type(item) in _PLAIN
+            else _walk(item, memo, leaf)
+            for key, item in value.items()
+        }
+    elif kind is list or kind is tuple:
+        made = kind(_walk(item, memo, leaf) for item in value)
     else:
         return copy.deepcopy(value, memo)
     memo[id(value)] = made
