@@ -5,10 +5,12 @@ Dims are `run`, `step` and those of the routine's variables; chains will have `c
 
 import contextlib
 import datetime
+import glob
 import json
 import os
 import platform
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch import Tensor
 from workbench.routine import Routine, Variable, status
 
 SCHEMA = 1
+SIZES = "workbench_sizes"
 
 
 def plain(value: Any) -> Any:
@@ -131,39 +134,76 @@ def _hyper_coords(routine: Routine, hyper: Mapping[str, Any]) -> dict[str, tuple
 # --------------------------------------------------------------------------------------------- on disk
 
 
+_saving = threading.Lock()
+
+
 def save(record: xr.Dataset, path: str | os.PathLike) -> Path:
     """Write a record as a Zarr directory: after a crash at any moment the old one or the new one is there, whole.
 
     Raises:
-        ValueError: when `path` exists and is not a record, so that nothing foreign is ever overwritten.
+        ValueError: when it is no record of the workbench, or `path` exists and is not one: nothing foreign is ever
+            overwritten.
     """
     target = Path(path).absolute()
-    if target.exists() and not _is_record(target):
+    if "workbench_record" not in record.attrs:
+        raise ValueError("expected a record made by the workbench, got a dataset without the attribute workbench_record")
+    if target.is_symlink() or (target.exists() and not _is_record(target)):
         raise ValueError(f"expected {target} to be free or a saved run, got something else; choose another path")
     target.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    fresh, old = target.parent / f".{target.name}.new-{tag}", target.parent / f".{target.name}.old-{tag}"
+    fresh = _beside(target, "new")
     try:
-        _stored(record).to_zarr(fresh, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
-        _sync(fresh)
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
+        # Without the encodings left from where it was read.
+        record.drop_encoding().to_zarr(fresh, mode="w", zarr_format=2, consolidated=True, write_empty_chunks=True)
+        _note_sizes(fresh)
+        _sync(*fresh.rglob("*"), fresh)
+        with _saving:
+            _put(fresh, target)
+        _sync(target.parent)
+        _clear(target, "old", "new", "gone")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def _stored(record: xr.Dataset) -> xr.Dataset:
-    """The record without encodings left from where it was read."""
-    return record.drop_encoding()
+def _beside(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{what}-{uuid.uuid4().hex[:8]}"
 
 
-def _sync(folder: Path) -> None:
-    """Ask the disk to keep every file of a folder."""
-    for path in [*folder.rglob("*"), folder]:
+def _left(target: Path, what: str) -> list[Path]:
+    """What an interrupted save or delete of a record has left beside it."""
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.{what}-*"))
+
+
+def _clear(target: Path, *whats: str) -> None:
+    for what in whats:
+        for path in _left(target, what):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _put(fresh: Path, target: Path) -> None:
+    """Move a written record to its place; the one that was there waits beside it until then."""
+    old = _beside(target, "old")
+    if target.exists():
+        target.rename(old)
+    try:
+        fresh.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def _note_sizes(folder: Path) -> None:
+    """Add the size of every piece to the consolidated metadata, so that a truncated copy is told from a whole one."""
+    index = folder / ".zmetadata"
+    files = [path for path in folder.rglob("*") if path.is_file() and path != index]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    index.write_text(json.dumps({**json.loads(index.read_text()), SIZES: sizes}))
+
+
+def _sync(*paths: Path) -> None:
+    """Ask the disk to keep files and folders."""
+    for path in paths:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -184,12 +224,13 @@ def open_record(path: str | os.PathLike) -> xr.Dataset:
     if not _is_record(target):
         raise ValueError(f"expected {target} to be a saved run, got something else (no record inside)")
     try:
-        record = xr.open_zarr(target, chunks=None, consolidated=True, decode_times=False)
-        _check_whole(target, record)
-    except ValueError:
-        raise
+        damaged = _damaged(target)
+        record = None if damaged else xr.open_zarr(target, chunks=None, consolidated=True, decode_times=False)
     except Exception as error:  # noqa: BLE001 - whatever a damaged store raises, the reader gets one sentence
         raise ValueError(f"expected {target} to be a whole saved run, got a damaged one ({error})") from error
+    if record is None:
+        words = f"{len(damaged)} missing or cut piece(s), {damaged[0]} among them"
+        raise ValueError(f"expected {target} to be a whole saved run, got {words}")
     return record
 
 
@@ -200,30 +241,35 @@ def _is_record(target: Path) -> bool:
         return False
 
 
-def _check_whole(target: Path, record: xr.Dataset) -> None:
-    """Raise when a chunk file is missing: Zarr would fill the gap in silence."""
-    import zarr
+def _damaged(target: Path) -> list[str]:
+    """Pieces of a record that are missing or not of the size they were written with (Zarr would not say)."""
+    sizes = json.loads((target / ".zmetadata").read_text()).get(SIZES, {})
+    return [name for name, size in sizes.items() if _size(target / name) != size]
 
-    group = zarr.open_group(target, mode="r", zarr_format=2)
-    for name, array in group.arrays():
-        missing = array.nchunks - array.nchunks_initialized
-        if missing:
-            raise ValueError(f"expected {target} to be a whole saved run, got {missing} missing piece(s) of {name!r}")
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _recover(target: Path) -> None:
     """Put back the previous record when a crash fell between the two renames of `save`."""
-    left = sorted(target.parent.glob(f".{target.name}.old-*")) if not target.exists() else []
-    if left:
-        with contextlib.suppress(OSError):
+    with _saving, contextlib.suppress(OSError):
+        left = [path for path in _left(target, "old") if _is_record(path)]
+        if left and not target.exists():
             left[-1].rename(target)
 
 
 def listing(folder: str | os.PathLike) -> Iterator[Path]:
     """Saved records in a folder, newest first."""
     root = Path(folder)
-    found = [path for path in root.iterdir() if _is_record(path)] if root.is_dir() else []
-    return iter(sorted(found, key=lambda path: path.stat().st_mtime, reverse=True))
+    for path in root.glob(".*.old-*"):
+        _recover(root / path.name[1:].rpartition(".old-")[0])
+    found = []
+    for path in root.iterdir() if root.is_dir() else []:
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if not path.name.startswith(".") and _is_record(path):
+                found.append((path.stat().st_mtime_ns, path))
+    return (path for _, path in sorted(found, reverse=True))
 
 
 def delete(path: str | os.PathLike) -> None:
@@ -235,7 +281,9 @@ def delete(path: str | os.PathLike) -> None:
     target = Path(path).absolute()
     if target.is_symlink() or not _is_record(target):
         raise ValueError(f"expected {target} to be a saved run, got something else; nothing was removed")
-    shutil.rmtree(target)
+    _clear(target, "old")
+    target.rename(_beside(target, "gone"))
+    _clear(target, "gone")
 
 
 @xr.register_dataset_accessor("wb")

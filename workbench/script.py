@@ -1,5 +1,7 @@
 """A run as plain Python: the shortest script that makes it again, edits included."""
 
+import ast
+import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,18 +15,21 @@ def write_script(
 ) -> str:
     """The script of a session that stands at step `end`; it leaves its own `session` at the same step, same bits."""
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
-    setup = routine.setup()
+    setup, recipe = routine.setup(), routine.recipe()
+    missing = sorted(_names(recipe) - _defined(setup) - {"wb", "torch"})
+    if missing:
+        setup += f"\n# Put your own {' and '.join(missing)} here, made as before."
     lines = [
         '"""Written by the Gradient Workbench; makes the run again, bit for bit with the same versions and device.',
         "",
         f"{made}; device {routine.device}.",
         '"""',
         "",
-        *(["import torch"] if "torch." in routine.recipe() + setup else []),
+        *(["import torch"] if "torch" in _names(recipe) else []),
         "import workbench as wb",
         "",
-        *([setup, ""] if setup else []),
-        f"routine = {routine.recipe()}",
+        *([setup.strip(), ""] if setup else []),
+        f"routine = {recipe}",
         f"session = wb.Session(routine{_given(seed, start, hyper, routine)})",
         *_moves(edits, end),
         "",
@@ -33,6 +38,18 @@ def write_script(
         "",
     ]
     return "\n".join(lines)
+
+
+def _names(recipe: str) -> set[str]:
+    """Names that an expression needs defined."""
+    return {node.id for node in ast.walk(ast.parse(recipe)) if isinstance(node, ast.Name)}
+
+
+def _defined(setup: str) -> set[str]:
+    """Names that lines of Python import, or ask for in a comment of their own."""
+    aliases = (node.names for node in ast.walk(ast.parse(setup)) if isinstance(node, ast.Import | ast.ImportFrom))
+    imported = {(alias.asname or alias.name).partition(".")[0] for names in aliases for alias in names}
+    return imported | {word for line in setup.splitlines() if line.startswith("#") for word in line.split()}
 
 
 def _given(seed: Any, start: Any, hyper: Mapping[str, Any], routine: Routine) -> str:
@@ -53,7 +70,7 @@ def _moves(edits: Sequence[Edit], end: int) -> list[str]:
             lines.append(f"session.step({step - at})")
         at = step
         turned = {edit.target: plain(edit.value) for edit in edits if edit.step == step}
-        if all(name.isidentifier() for name in turned):
+        if all(name.isidentifier() and not keyword.iskeyword(name) for name in turned):
             lines.append(f"session.set({', '.join(f'{name}={value!r}' for name, value in turned.items())})")
         else:
             lines.append(f"session.set(**{turned!r})")

@@ -129,10 +129,10 @@ class Session:
         """Each run's status in words: "ok" or "diverged at step k"."""
         return [status(int(step)) for step in self.state.diverged.tolist()]
 
-    def trace(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(steps, {name: (steps, runs)}): what each step measured, of this line of time up to its head."""
+    def trace(self, since: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(steps, {name: (steps, runs)}): what each step from `since` on measured, of this line of time up to its head."""
         with self._turn():
-            return self._timeline.trace.arrays()
+            return self._timeline.trace.since(since) if since else self._timeline.trace.arrays()
 
     def worst_seek(self) -> float:
         """Seconds the slowest seek would take: the widest gap between snapshots times the time of a step."""
@@ -333,8 +333,9 @@ class Session:
         if n:
             self.seconds_per_step = (time.perf_counter() - start) / n
             if self._playing and bool((self.state.diverged >= 0).all()):
-                every = "" if self._runs == 1 else "every run, the last, "
-                self._playing, self.stopped = False, f"stopped: {every}{status(int(self.state.diverged.max()))}"
+                last = int(self.state.diverged.max())
+                words = status(last) if self._runs == 1 else f"every run diverged, the last at step {last}"
+                self._playing, self.stopped = False, f"stopped: {words}"
         return n
 
     def _tell(self) -> None:

@@ -1,5 +1,7 @@
 """What every step measured, kept small: scalars per run, gathered in blocks so that no step waits for the device."""
 
+import bisect
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,6 +42,19 @@ class Trace:
         if len(self._blocks) > 1:
             self._blocks = [{name: np.concatenate([block[name] for block in self._blocks]) for name in self._blocks[0]}]
         return steps, self._blocks[0]
+
+    def since(self, k: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The part of `arrays` measured by steps from k on, at the cost of that part alone."""
+        self._flush()
+        first = bisect.bisect_left(self._steps, k)
+        missing, blocks = len(self._steps) - first, []
+        for block in reversed(self._blocks):
+            if missing <= 0:
+                break
+            blocks.insert(0, {name: array[max(0, len(array) - missing) :] for name, array in block.items()})
+            missing -= len(next(iter(block.values())))
+        names = blocks[0] if blocks else ()
+        return np.asarray(self._steps[first:]), {name: np.concatenate([b[name] for b in blocks]) for name in names}
 
     def upto(self, k: int) -> "Trace":
         """The part measured by steps before k, for a branch made at k."""

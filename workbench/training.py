@@ -1,5 +1,7 @@
 """Training: a model, a loss, data and an optimizer, bound. Parameters are (runs, parameters), one flat vector a run."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from workbench.descent import guard, value_and_gradient
 from workbench.optimizers.base import Optimizer
-from workbench.problems.data import Data, from_arrays
+from workbench.problems.data import Data, Dataset, as_data
 from workbench.problems.networks import Model, Module
 from workbench.routine import RUNNING, Hyper, Key, Probe, Routine, Variable, unknown
 
@@ -18,26 +20,32 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(outputs)[target], mean over the batch, per run: (runs, batch, classes), (batch,) to (runs,)."""
-    runs, batch, classes = outputs.shape
-    each = F.cross_entropy(outputs.reshape(-1, classes), targets.expand(runs, batch).reshape(-1), reduction="none")
-    return each.view(runs, batch).mean(1)
+    if outputs.shape[0] == 1 and targets.ndim == 1:
+        return F.cross_entropy(outputs.squeeze(0), targets).view(1)
+    runs, batch, _ = outputs.shape
+    return F.cross_entropy(outputs.transpose(1, 2), targets.expand(runs, batch), reduction="none").mean(1)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """(outputs - targets)², mean over the batch and its values, per run: (runs, batch, values) to (runs,)."""
+    if targets.shape[-outputs.ndim + 1 :] != outputs.shape[1:]:
+        shapes = tuple(outputs.shape[1:]), tuple(targets.shape)
+        raise ValueError(f"expected outputs and targets of one shape for 'mse', got {shapes[0]} and {shapes[1]}")
     return (outputs - targets).square().flatten(1).mean(1)
 
 
 LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
 
 
-def per_run(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
-    """Somebody's loss(outputs, targets) -> one number, applied to every run."""
+def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
+    """Somebody's loss(outputs, targets) -> one number, applied to every run; targets have `dims` axes, or runs first."""
 
     def runs(outputs: Tensor, targets: Tensor) -> Tensor:
+        shared = targets.ndim == dims
         if outputs.shape[0] == 1:
-            return _one_number(loss(outputs[0], targets)).reshape(1)
-        return torch.func.vmap(lambda out: _one_number(loss(out, targets)))(outputs)
+            return _one_number(loss(outputs[0], targets if shared else targets[0])).reshape(1)
+        each = torch.func.vmap(lambda out, aim: _one_number(loss(out, aim)), in_dims=(0, None if shared else 0))
+        return each(outputs, targets)
 
     return runs
 
@@ -92,9 +100,14 @@ class Training(Routine):
             raise unknown("a loss", loss, LOSSES)
         if loss == "cross_entropy" and not data.classes:
             raise ValueError(f"expected data with classes for cross_entropy, got values in {data.name!r}; use 'mse'")
-        self.loss, self.loss_given = LOSSES[loss] if isinstance(loss, str) else per_run(loss), loss
-        self.model, self.unbound = model.bind(data.x.shape[1], data.outputs), model
-        self.data, self.method, self.batch_size = data.to(self.device, dtype), optimizer, batch_size
+        if loss == "mse" and data.classes:
+            raise ValueError(f"expected data with values for mse, got classes in {data.name!r}; use 'cross_entropy'")
+        if loss == "mse" and data.y.ndim == 1:
+            data = dataclasses.replace(data, y=data.y.unsqueeze(-1), y_test=data.y_test.unsqueeze(-1))
+        self.loss, self.loss_given = LOSSES[loss] if isinstance(loss, str) else per_run(loss, data.y.ndim), loss
+        self.model, self.unbound = model.bind(math.prod(data.x.shape[1:]), data.outputs), model
+        self.data = self.model.takes(data.to(self.device, dtype), dtype)
+        self.method, self.batch_size = optimizer, batch_size
         self.space, self.samples = self.model.space, len(data.x)
         self.host_sync = optimizer.host_sync
         doc = "Samples in each step's gradient."
@@ -117,10 +130,12 @@ class Training(Routine):
         count = sum(torch.Size(shape).numel() for shape in self.space.shapes)
         if x.ndim not in (1, 2) or x.shape[-1] != count:
             raise ValueError(f"expected start to have shape ({count},) or (runs, {count}), got {tuple(x.shape)}")
+        if x.device.type != "meta" and not bool(torch.isfinite(x).all()):
+            raise ValueError("expected start to be finite, got inf or nan in it")
         x = x.repeat(runs or 1, 1) if x.ndim == 1 else x.clone()
         k = torch.zeros((), dtype=torch.int32, device=self.device)
         diverged = torch.full((x.shape[0],), RUNNING, dtype=torch.int32, device=self.device)
-        held = {name: b.to(self.device) for name, b in self.model.buffers(x.shape[0]).items()}
+        held = {name: b.to(x if b.is_floating_point() else x.device) for name, b in self.model.buffers(len(x)).items()}
         return TrainingState(x, self.method.init(self.space, x), k, diverged, held, 0)
 
     def draw(self, key: Key, state: TrainingState, hyper: Mapping[str, Any] | None = None) -> Batch:
@@ -145,16 +160,17 @@ class Training(Routine):
         return known[1]
 
     def step(self, state: TrainingState, hyper: Mapping[str, Any], noise: Batch) -> tuple[TrainingState, dict]:
-        held = dict(state.buffers)
+        held = state.buffers
         seen: dict[str, Any] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
             inputs, targets = self.data.x[noise.rows[draw]], self.data.y[noise.rows[draw]]
 
             def total(p: Tensor) -> Tensor:
+                nonlocal held
                 outputs, fresh = self.model(p, inputs, state.buffers, training=True, key=noise.key)
                 if not seen:
-                    held.update({name: b.detach() for name, b in fresh.items()})
+                    held = {name: b.detach() for name, b in fresh.items()}
                 return self.loss(outputs, targets)
 
             loss, gradient = value_and_gradient(total, x)
@@ -165,6 +181,7 @@ class Training(Routine):
         turned = {name: self.space.per_run(h) if isinstance(h, Tensor) else h for name, h in hyper.items()}
         x, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
         x, diverged = guard(state.x, x, state.diverged, state.k, 1)
+        held = {name: _keep(diverged != RUNNING, old, held[name]) for name, old in state.buffers.items()}
         cursor = state.cursor + noise.rows.shape[0] * noise.rows.shape[-1]
         return TrainingState(x, method, state.k + 1, diverged, held, cursor), {**seen, **info}
 
@@ -213,12 +230,13 @@ class Training(Routine):
         extras += [] if self.dtype == torch.float32 else [f"dtype={self.dtype}"]
         return f"wb.training({', '.join([*parts, *extras])})"
 
-    def setup(self) -> str:
-        missing = [name for name in ("model", "loss", "data") if f"{name}," in self.recipe().replace("(", " ").split()]
-        return f"# Put your own {' and '.join(missing)} here, made as they were." if missing else ""
-
     def describe(self) -> dict:
         return {"problem": f"{self.model.title} on {self.data.name}", "method": self.method.name, **self.unbound.settings}
+
+
+def _keep(stopped: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """The old values of the runs that have stopped, the new ones of the others; runs on the first axis."""
+    return torch.where(stopped.reshape(-1, *[1] * (old.ndim - 1)), old, new)
 
 
 def _norms(routine: Any, state: TrainingState) -> dict[str, Tensor]:
@@ -230,7 +248,7 @@ def _norms(routine: Any, state: TrainingState) -> dict[str, Tensor]:
 
     _, gradient = value_and_gradient(total, state.x)
     norms = [
-        torch.stack([block.flatten(1).norm(dim=1) for block in routine.space.blocks(flat)], -1)
+        torch.stack([block.reshape(len(block), -1).norm(dim=1) for block in routine.space.blocks(flat)], -1)
         for flat in (state.x, gradient)
     ]
     return {"layer_weight_norm": norms[0], "layer_grad_norm": norms[1]}
@@ -257,7 +275,7 @@ WEIGHTS = Probe(
 def training(
     model: str | Model | nn.Module,
     loss: str | Callable[[Tensor, Tensor], Tensor],
-    data: str | Data | tuple,
+    data: str | Data | Dataset | tuple,
     optimizer: str | Optimizer | type,
     *,
     batch_size: int = 128,
@@ -269,7 +287,8 @@ def training(
     Args:
         model: a catalogue name ("mlp", "linear"), a `Model`, or your own `nn.Module` (its present weights are the start).
         loss: "cross_entropy", "mse", or a callable loss(outputs, targets) -> one number, the mean over the batch.
-        data: a catalogue name ("digits"), a `Data`, or a tuple (x, y) or (x, y, x_test, y_test) of arrays.
+        data: a catalogue name ("digits"), a `Dataset` of it, a `Data`, or a tuple (x, y) or (x, y, x_test, y_test)
+            of arrays.
         optimizer: a catalogue name, an `Optimizer`, or a subclass of `torch.optim.Optimizer`.
         batch_size: samples a step; may be turned while it trains.
 
@@ -279,7 +298,9 @@ def training(
     from workbench.catalogue import find, find_optimizer
 
     if isinstance(data, str):
-        data = find("datasets", "a data set", data).make().load()
+        data = find("datasets", "a data set", data).make()
+    if isinstance(data, Dataset):
+        data = data.load()
     elif isinstance(data, tuple | list):
         data = as_data(*data)
     if isinstance(model, nn.Module):
@@ -288,15 +309,3 @@ def training(
         model = find("models", "a model", model).make()
     options = dict(batch_size=batch_size, dtype=dtype, device=device)
     return Training(model, loss, data, find_optimizer(optimizer), **options)
-
-
-def as_data(x: Any, y: Any, x_test: Any = None, y_test: Any = None) -> Data:
-    """Data from arrays: split here when no held-out part is given; taken as they are (not standardised) when it is."""
-    if x_test is None:
-        return from_arrays(x, y)
-    parts = [torch.as_tensor(part) for part in (x, y, x_test, y_test)]
-    classes: tuple[str, ...] = ()
-    if not parts[1].is_floating_point():
-        classes = tuple(str(i) for i in range(int(max(parts[1].max(), parts[3].max())) + 1))
-        parts[1], parts[3] = parts[1].long(), parts[3].long()
-    return Data("data", parts[0], parts[1], parts[2], parts[3], classes, recipe="data")

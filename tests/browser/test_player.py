@@ -39,9 +39,7 @@ class Served:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.server = pn.serve(
-            self.app, port=self.port, address="127.0.0.1", show=False, threaded=True, verbose=False
-        )
+        self.server = pn.serve(self.app, port=self.port, address="127.0.0.1", show=False, threaded=True, verbose=False)
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def app(self):
@@ -286,7 +284,9 @@ def test_the_same_module_runs_as_an_anywidget(page):
     assert sent[0]["seen"] == 1
     assert [m["seq"] for m in sent[1:]] == [1, 5, 6]
     page.evaluate("window.end()")
-    assert page.evaluate("Object.keys(window.__players).length + Object.keys(window.listeners).length") == 1  # msg:custom
+    assert (
+        page.evaluate("Object.keys(window.__players).length + Object.keys(window.listeners).length") == 1
+    )  # msg:custom
     assert page.evaluate("window.sent.at(-1).kind") == "gone"
     assert page.console_errors == []
 

@@ -201,6 +201,9 @@ REFUSED = {
     "(" * 51 + "x" + ")" * 51: r"at most 50 open brackets, got more at character 51",
     "(" * 400: r"at most 50 open brackets",
     "-" * 400 + "x": r"at most 200 numbers, names and operations",
+    "a" * 400: r"got the name 'a{39}…'",
+    "2" + "a" * 400: r"got '2a{38}…' \(write 2\*a{37}…\)",
+    "a" * 400 + "(x)": r"got 'a{39}…'",
     "x" * 501: r"at most 500 characters, got 501",
     "x+" * 10**6 + "x": r"at most 500 characters, got 2000001",
     "х + 1": r"got '\\u0445' \(CYRILLIC SMALL LETTER HA\) at character 1",
@@ -237,6 +240,7 @@ def quiet_or_refused(text):
     if isinstance(objective, str):
         assert objective.startswith("expected ")
         assert "\n" not in objective
+        assert len(objective) < 250
     else:
         assert objective(torch.ones(objective.dim, 3)).shape == (3,)
 

@@ -45,6 +45,7 @@ class Desk:
 
     name = ""
     title = ""
+    frame_seconds = FRAME_SECONDS
 
     def __init__(self, *, runs: str | Path = "runs", query: Mapping[str, str] | None = None) -> None:
         self.runs = Path(runs)
@@ -350,15 +351,20 @@ class Desk:
             self.tell("settings")
 
     def _choose(self, settings: dict[str, Any]) -> None:
-        self.settings = self.check_settings({**self.settings, **settings})
-        self._rebuild(keep=False)
+        before = self.settings
+        try:
+            self.settings = self.check_settings({**before, **settings})
+            self._rebuild(keep=False)
+        except ValueError:
+            self.settings = self.check_settings(before)
+            raise
 
     def _rebuild(self, *, keep: bool) -> None:
         """A new session in place of all lines; hyperparameters that still exist keep their values."""
         old = self.session.hyper
+        fresh = self.build()  # before anything is closed: settings that fail leave the run as it is
         for line in self.lines:
             line.session.close()
-        fresh = self.build()
         still = {name: value for name, value in old.items() if keep and name in fresh.routine.hypers}
         self.lines, self.live = [Line("A", fresh)], 0
         fresh.set(**still)
@@ -370,7 +376,7 @@ class Desk:
         if session is not self.session or self.closed:
             return
         now = time.perf_counter()
-        if now - self._last["frame"] >= FRAME_SECONDS and self.can_draw():
+        if now - self._last["frame"] >= self.frame_seconds and self.can_draw():
             self._last["frame"] = now
             self.tell("frame", self.frame())
         if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:

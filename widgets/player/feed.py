@@ -36,7 +36,7 @@ class Feed:
 
     deliver(scene, frame): puts the bytes on their way; either may be None. Never called by two threads at once.
     soon(call): runs `call` where delivering is allowed (the server's loop; at once in a notebook).
-    later(seconds, call): the same after a while.
+    later(seconds, call): the same after a while. Both may lose the call if `resume` follows.
     """
 
     def __init__(
@@ -110,6 +110,12 @@ class Feed:
     def flush(self) -> None:
         """Delivers what waits without asking for room, in the calling thread."""
         self._pump(force=True)
+
+    def resume(self) -> None:
+        """Asks again for what is due: the calls that `soon` and `later` were given may have gone with their page."""
+        with self._state:
+            self._asked = self._armed = False
+        self._pump_soon()
 
     def close(self) -> None:
         """Sends nothing more and lets go of the last scene and frame."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
-from weakref import WeakSet
+from weakref import WeakMethod, WeakValueDictionary
 
 import param
 from bokeh.document import Document
@@ -16,6 +16,8 @@ from .esm import module
 from .events import Events
 from .feed import Feed
 from .frames import Frame, Scene
+
+Call = Callable[[], None]
 
 
 def set_nodelay() -> None:
@@ -40,7 +42,8 @@ def set_nodelay() -> None:
 class ServedPlayer(Events, JSComponent):
     """The live picture as a Panel component; give it a size, or `sizing_mode="stretch_both"`.
 
-    `show` may be called from any thread and never waits. Callbacks run on the server's loop: they should only enqueue.
+    `show` may be called from any thread and never waits; what is shown before there is a page waits for it. Callbacks
+    run on the server's loop: they should only enqueue. For served pages; in a notebook, use NotebookPlayer.
     """
 
     scene = param.Bytes(default=b"", doc="The latest scene's message (see frames.py). Set by show().")
@@ -54,7 +57,7 @@ class ServedPlayer(Events, JSComponent):
 
     def __init__(self, **params: Any) -> None:
         set_nodelay()
-        self._docs: WeakSet[Document] = WeakSet()
+        self._docs: WeakValueDictionary[str, Document] = WeakValueDictionary()
         self.feed = Feed(self._deliver, self._soon, self._later)
         super().__init__(**params)
 
@@ -75,30 +78,47 @@ class ServedPlayer(Events, JSComponent):
         news = {"scene": scene, "frame": frame}
         self.param.update(**{name: value for name, value in news.items() if value is not None})
 
-    def _soon(self, call: Callable[[], None]) -> None:
+    def _soon(self, call: Call) -> None:
         doc = self._doc()
         if doc is not None:
-            doc.add_next_tick_callback(call)
-        else:
-            call()
+            doc.add_next_tick_callback(_weakly(call))
 
-    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+    def _later(self, seconds: float, call: Call) -> None:
         doc = self._doc()
         if doc is not None:
             # Timers belong to the loop's thread; show() may be in any.
-            doc.add_next_tick_callback(partial(self._start_timer, doc, seconds, call))
-
-    @staticmethod
-    def _start_timer(doc: Document, seconds: float, call: Callable[[], None]) -> None:
-        doc.add_timeout_callback(call, max(1, round(1000 * seconds)))
+            doc.add_next_tick_callback(partial(_start_timer, doc, seconds, _weakly(call)))
 
     def _doc(self) -> Document | None:
-        return next((doc for doc in self._docs if doc.session_context is not None), None)
+        return next((doc for doc in list(self._docs.values()) if doc.session_context is not None), None)
 
-    def _get_model(self, doc: Document, *args: Any, **kwargs: Any) -> Any:
+    def _get_model(self, doc: Document, root: Any = None, parent: Any = None, comm: Any = None) -> Any:
         self.feed.flush()
-        self._docs.add(doc)
-        return super()._get_model(doc, *args, **kwargs)
+        model = super()._get_model(doc, root, parent, comm)
+        self._docs[(root or model).ref["id"]] = doc
+        self.feed.resume()  # a worker may have shown something since
+        return model
+
+    def _cleanup(self, root: Any = None) -> None:
+        super()._cleanup(root)
+        if root is not None and self._docs.pop(root.ref["id"], None) is not None:
+            self.feed.resume()  # on another page's loop, if there is one
 
     def _handle_msg(self, data: Any) -> None:
         self._receive(data)
+
+
+def _weakly(call: Call) -> Call:
+    """Calls a method if its object still lives: a page that is gone may keep callbacks, but must not keep the player."""
+    method = WeakMethod(call)
+
+    def run() -> None:
+        alive = method()
+        if alive is not None:
+            alive()
+
+    return run
+
+
+def _start_timer(doc: Document, seconds: float, call: Call) -> None:
+    doc.add_timeout_callback(call, max(1, round(1000 * seconds)))

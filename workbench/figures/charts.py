@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.figures.theme import blank, colour_map, colours_along, look, number
+from workbench.figures.theme import bar_ticks, blank, colour_map, colours_along, log_axis, look, number
 from workbench.routine import RUNNING, status
 
 if TYPE_CHECKING:
@@ -47,9 +47,24 @@ class Series:
         object.__setattr__(self, "y", np.where(np.isfinite(y), y, np.nan))
 
     @property
-    def sound(self) -> Numbers:
+    def finite(self) -> Numbers:
         """Its finite values."""
         return self.y[np.isfinite(self.y)]
+
+    @property
+    def fate(self) -> str:
+        """What became of it, "" while it is sound: "diverged at step k", or from which step on it is not finite."""
+        if self.diverged != RUNNING:
+            return status(self.diverged)
+        known = np.flatnonzero(np.isfinite(self.y))
+        ends = len(known) and known[-1] + 1 < len(self.y)
+        return f"not finite from step {self.x[known[-1] + 1]:g}" if ends else ""
+
+    @property
+    def gaps(self) -> int:
+        """How many values within it are missing; not its first (nothing was measured yet), nor those after its fate."""
+        known = np.flatnonzero(np.isfinite(self.y))
+        return int(np.isnan(self.y[1 : known[-1] + 1]).sum()) if len(known) else 0
 
     @property
     def last(self) -> tuple[float, float] | None:
@@ -80,10 +95,8 @@ class Scale:
 
     def bar(self) -> dict[str, Any]:
         """The marker of an invisible trace that carries the colour bar."""
-        low, high = (np.log10(self.low), np.log10(self.high)) if self.log else (self.low, self.high)
-        ticks = np.linspace(low, high, 5)
-        bar = {"title": {"text": self.name}, "tickvals": ticks}
-        bar["ticktext"] = [number(10**tick if self.log else tick) for tick in ticks]
+        low, high = (float(np.log10(v)) for v in (self.low, self.high)) if self.log else (self.low, self.high)
+        bar = {"title": {"text": self.name}, **bar_ticks(low, high, self.log)}
         marker = {"color": [low], "cmin": low, "cmax": high if high > low else low + 1, "showscale": True}
         return marker | {"colorscale": colour_map("viridis"), "colorbar": bar}
 
@@ -140,17 +153,21 @@ def chart(
         notes: what a reader must know; shown beneath the title.
     """
     upright, said = _logarithmic(series, log)
-    notes = [*notes, *said, *_gaps(series)]
+    notes = [*notes, *said, *_missing(series, legend=scale is None)]
     figure = blank(theme, title, notes, uirevision=y_label, showlegend=scale is None and len(series) > 0)
     figure.update_xaxes(title_text=x_label)
-    figure.update_yaxes(title_text=y_label, type="log" if upright else "linear")
+    figure.update_yaxes(title_text=y_label)
     if upright:
-        figure.update_yaxes(exponentformat="power", dtick=_decades(series))
+        values = np.concatenate([one.finite for one in series])
+        figure.update_yaxes(**log_axis(values.min(), values.max()))
     figure.add_traces([_line(one, y_label, max_points) for one in series])
-    figure.add_traces([_cross(one, theme) for one in series if one.diverged != RUNNING and one.last])
+    edges = _stop_short(series, upright)
+    if edges is not None:
+        figure.update_yaxes(range=list(edges))
+    for one in series:
+        _mark_end(figure, one, edges, upright, theme)
     if scale is not None:
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=scale.bar(), hoverinfo="skip", showlegend=False)
-    _stop_short(figure, series, upright)
     return figure
 
 
@@ -185,6 +202,7 @@ def fan(
         lines.append(
             dataclasses.replace(lines.pop(nearest), colour=ink, label=f"{name} = {number(values[nearest])} (now)")
         )
+    options.setdefault("title", f"{y_label} ahead, by {name}")
     return chart(lines, x_label="step", y_label=y_label, scale=scale, **options)
 
 
@@ -192,7 +210,7 @@ def _logarithmic(series: Sequence[Series], log: bool | str) -> tuple[bool, list[
     """(whether the axis is logarithmic, what has to be said about it)."""
     if log is False or not series:
         return False, []
-    values = np.concatenate([one.sound for one in series])
+    values = np.concatenate([one.finite for one in series])
     positive = len(values) > 0 and bool((values > 0).all())
     if log is True:
         said = "linear axis: some values are zero or negative"
@@ -200,68 +218,65 @@ def _logarithmic(series: Sequence[Series], log: bool | str) -> tuple[bool, list[
     return positive and float(values.max() / values.min()) > 30, []
 
 
-def _decades(series: Sequence[Series]) -> int | None:
-    """Whole decades between ticks: one where few are shown, None (Plotly's own choice) where many are."""
-    values = np.concatenate([one.sound for one in series])
-    return 1 if 1.5 < np.log10(values.max() / values.min()) < 8 else None
-
-
-def _gaps(series: Sequence[Series]) -> list[str]:
-    """What has to be said about values that are not finite; a line's first may be missing: nothing was measured yet."""
-    empty = [one.label for one in series if not len(one.sound)]
-    missing = sum(int(np.isnan(one.y[1:]).sum()) for one in series if len(one.sound))
-    words = [f"{missing} value{'s are' if missing > 1 else ' is'} not finite and left out"] if missing else []
-    return words + ([f"no finite value: {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}"] if empty else [])
+def _missing(series: Sequence[Series], *, legend: bool) -> list[str]:
+    """What has to be said about values that are not finite; a legend says each line's fate by itself."""
+    empty = [one.label for one in series if not len(one.finite)]
+    gaps, lost = sum(one.gaps for one in series), sum(bool(one.fate) for one in series)
+    said = [f"{gaps} value{'s are' if gaps > 1 else ' is'} not finite and left out"] if gaps else []
+    if lost and not legend:
+        said.append(f"× {lost} of {len(series)} runs diverged")
+    return said + ([f"no finite value: {', '.join(empty[:4])}{' …' if len(empty) > 4 else ''}"] if empty else [])
 
 
 def _line(one: Series, y_label: str, max_points: int) -> Any:
     from plotly import graph_objects as go
 
     kept = decimate(one.y, max_points)
-    name = one.label if one.diverged == RUNNING else f"{one.label}: {status(one.diverged)}"
+    name = f"{one.label}: {one.fate}" if one.fate else one.label
     hover = f"<b>{one.label}</b><br>step %{{x}}<br>{y_label}: %{{y:.5g}}<extra></extra>"
-    line = {"color": one.colour, "width": 1.8, "dash": one.dash}
-    mode = "lines" if len(one.sound) > 1 else "markers"
-    style = {"mode": mode, "line": line, "marker": {"color": one.colour, "size": 5}, "connectgaps": False}
+    line, dot = {"color": one.colour, "width": 1.8, "dash": one.dash}, {"color": one.colour, "size": 5}
+    style = {"mode": "lines" if len(one.finite) > 1 else "markers", "line": line, "marker": dot, "connectgaps": False}
     return go.Scatter(x=one.x[kept], y=one.y[kept], name=name, legendgroup=one.label, hovertemplate=hover, **style)
 
 
-def _cross(one: Series, theme: str) -> Any:
-    from plotly import graph_objects as go
-
-    (x, y), words = one.last or (0.0, 0.0), status(one.diverged)
-    marker = {"symbol": "x", "size": 9, "color": one.colour, "line": {"width": 1, "color": look(theme)["paper"]}}
-    hover = f"<b>{one.label}</b><br>{words}<br>last finite value %{{y:.5g}}<extra></extra>"
-    named = {"name": words, "legendgroup": one.label, "showlegend": False, "text": [words]}
-    return go.Scatter(x=[x], y=[y], mode="markers", marker=marker, hovertemplate=hover, cliponaxis=False, **named)
-
-
-def _stop_short(figure: "Figure", series: Sequence[Series], log: bool) -> None:
-    """Keep runs that diverged from squeezing all others: end the axis above the sound ones, with an × at its edge."""
-    sound = [one.sound for one in series if one.diverged == RUNNING and len(one.sound)]
-    gone = [one for one in series if one.diverged != RUNNING and len(one.sound)]
-    if not sound or not gone:
-        return
-    seen = np.concatenate([*sound, *(one.sound[:1] for one in gone)])
-    seen, everything = (np.log10(v) if log else v for v in (seen, np.concatenate([seen, *(one.sound for one in gone)])))
+def _stop_short(series: Sequence[Series], log: bool) -> tuple[float, float] | None:
+    """Ends of the axis that keep runs that were lost from squeezing all others; None when the picture needs none."""
+    sound = [one.finite for one in series if not one.fate and len(one.finite)]
+    lost = [one.finite for one in series if one.fate and len(one.finite)]
+    if not sound or not lost:
+        return None
+    seen = np.concatenate([*sound, *(values[:1] for values in lost)])
+    seen, every = (np.log10(v) if log else v for v in (seen, np.concatenate([seen, *lost])))
     low, high = float(seen.min()), float(seen.max())
     room = DECADES if log else (high - low) or 1.0
-    top, bottom = float(everything.max()) > high + room, float(everything.min()) < low - room
+    top, bottom = bool(every.max() > high + room), bool(every.min() < low - room)
     if not top and not bottom:
+        return None
+    margin = 0.04 * (high - low) or 1.0
+    return low - (room / 2 if bottom else margin), high + (room / 2 if top else margin)
+
+
+def _mark_end(figure: "Figure", one: Series, edges: tuple[float, float] | None, log: bool, theme: str) -> None:
+    """An × at the last finite value of a line that was lost, and one where it leaves the picture if it does."""
+    if not one.fate or one.last is None:
         return
-    margin = 0.04 * (high - low) if high > low else 1.0
-    edges = (low - (room / 2 if bottom else margin), high + (room / 2 if top else margin))
-    figure.update_yaxes(range=list(edges))
-    for one in gone:
+    x, y = one.last
+    far = False
+    if edges is not None:
         heights = np.log10(one.y) if log else one.y
         outside = np.flatnonzero((heights > edges[1]) | (heights < edges[0]))
         if len(outside):
             at = outside[0]
             _edge_cross(figure, one, float(one.x[at]), up=bool(heights[at] > edges[1]))
+        far = not log and abs(y - edges[0]) > 1e6 * (edges[1] - edges[0])  # beyond what a browser can place
+    rim = {"width": 1, "color": look(theme)["paper"]}
+    marker = {"symbol": "x", "size": 9, "color": one.colour, "line": rim}
+    hover = f"<b>{one.label}</b><br>{one.fate}<br>last finite value {y:.5g} at step {x:g}<extra></extra>"
+    named = {"name": one.fate, "legendgroup": one.label, "showlegend": False, "visible": not far}
+    figure.add_scatter(x=[x], y=[y], mode="markers", marker=marker, text=[one.fate], hovertemplate=hover, **named)
 
 
 def _edge_cross(figure: "Figure", one: Series, x: float, *, up: bool) -> None:
-    """An × where a line leaves the picture."""
-    words = f"{one.label}: {status(one.diverged)}, beyond this axis"
+    words = f"{one.label}: {one.fate}; last finite value {(one.last or (0, 0))[1]:.5g}, beyond this axis"
     place = {"x": x, "y": 1 if up else 0, "yref": "paper", "yanchor": "middle", "showarrow": False}
     figure.add_annotation(text="<b>×</b>", font={"color": one.colour, "size": 17}, hovertext=words, **place)

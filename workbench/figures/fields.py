@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from workbench.figures.theme import blank, colour_map, faded, look
+from workbench.figures.theme import blank, colour_map, faded, look, star
 from workbench.problems.objective import Objective
 
 if TYPE_CHECKING:
@@ -139,12 +139,10 @@ def _minima(figure: "Figure", objective: Objective, heights: Field, theme: str) 
     inside = [point for point in objective.minima if _within(point, heights)]
     if not inside:
         return
-    made = look(theme)
-    marker = {"symbol": "star", "size": 13, "color": "#E69F00", "line": {"width": 1, "color": made["paper"]}}
     at = {"x": [point[0] for point in inside], "y": [point[1] for point in inside]}
     value = "" if objective.minimum is None else f"<br>f = {objective.minimum:.6g}"
     hover = f"minimum (%{{x:.4g}}, %{{y:.4g}}){value}<extra></extra>"
-    figure.add_scatter(**at, mode="markers", marker=marker, name="minimum", hovertemplate=hover, showlegend=True)
+    figure.add_scatter(**at, mode="markers", marker=star(theme), name="minimum", hovertemplate=hover, showlegend=True)
 
 
 def _within(point: Sequence[float], heights: Field) -> bool:

@@ -123,6 +123,12 @@ def hyper_names(record: xr.Dataset) -> list[str]:
     return [str(name) for name in along if np.issubdtype(record[name].dtype, np.number)]
 
 
+def what_ran(record: xr.Dataset) -> str:
+    """Method and problem in words, as far as the record's attributes say: "adam on rosenbrock"."""
+    names = [str(record.attrs[name]) for name in ("method", "problem") if record.attrs.get(name)]
+    return " on ".join(names)
+
+
 def run_labels(record: xr.Dataset) -> list[str]:
     """What each run is called: its method, its hyperparameters ("lr = 0.01"), or the one method they all share."""
     count, names = record.sizes["run"], hyper_names(record)

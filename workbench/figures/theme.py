@@ -21,8 +21,8 @@ LOOK = {
     "dark": {"ink": "#f2f4f5", "muted": "#a3adb6", "rule": "#4a525a", "grid": "#262b30", "field": 0.4},
 }
 CHIP = {"light": "rgba(255,255,255,0.86)", "dark": "rgba(18,18,18,0.82)"}
-WIDTH = 76
-"""Characters of a title's line."""
+WIDTH = 48
+"""Characters of a title's line: what fits on a phone."""
 
 
 def look(theme: str) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def template(theme: str = "light") -> Any:
 
 
 def blank(theme: str, title: str = "", notes: Sequence[str] = (), **layout: Any) -> "Figure":
-    """A figure with nothing in it yet: its look, a title, and `notes` (what a reader must know) beneath the title."""
+    """A figure with nothing in it yet: its look, a title, and beneath it `notes` (what a reader must know)."""
     from plotly import graph_objects as go
 
-    lines = textwrap.wrap(title, WIDTH)
-    under = textwrap.wrap(" · ".join(notes), WIDTH + 10)
-    head = {"text": "<br>".join(lines), "subtitle": {"text": "<br>".join(under)}}
-    margin = {"t": 26 + 18 * len(lines) + 15 * len(under) if lines or under else 16}
+    first, *rest = textwrap.wrap(title, WIDTH) or [""]
+    under = [*textwrap.wrap(" ".join(rest), WIDTH + 8), *textwrap.wrap(" · ".join(notes), WIDTH + 8)]
+    head = {"text": first, "subtitle": {"text": "<br>".join(under)}}
+    margin = {"t": 24 + 16 * bool(first) + 15 * len(under) if first or under else 16}
     return go.Figure(layout={"template": template(theme), "title": head, "margin": margin, **layout})
 
 
@@ -118,6 +118,31 @@ def _rgb(colour: str) -> tuple[int, int, int]:
         red, green, blue = (int(part) for part in colour[4:-1].split(","))
         return red, green, blue
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """Settings of a logarithmic axis that shows values from low to high: powers of ten where there are several."""
+    decades = np.log10(high / low) if high > low > 0 else 0.0
+    return (
+        {"type": "log", "exponentformat": "power", "dtick": 1, "tickfont": {"size": 11}}
+        if 1.5 < decades < 8
+        else {"type": "log", "exponentformat": "power", "tickfont": {"size": 11}}
+    )
+
+
+def bar_ticks(low: float, high: float, log: bool) -> dict[str, Any]:
+    """Places and words along a colour bar from low to high, which are logarithms when `log`."""
+    decades = np.arange(np.ceil(low - 1e-9), np.floor(high + 1e-9) + 1)
+    if log and len(decades) >= 3:
+        places = decades[:: -(-len(decades) // 7)]
+        return {"tickvals": places, "ticktext": [f"10<sup>{place:.0f}</sup>" for place in places]}
+    places = np.linspace(low, high, 5)
+    return {"tickvals": places, "ticktext": [f"{10**place if log else place:.2g}" for place in places]}
+
+
+def star(theme: str) -> dict[str, Any]:
+    """The marker of a minimum or of the best of several."""
+    return {"symbol": "star", "size": 13, "color": "#E69F00", "line": {"width": 1, "color": look(theme)["paper"]}}
 
 
 def words(name: str) -> str:

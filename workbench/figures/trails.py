@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -44,13 +44,16 @@ def paths(
     shown, notes = pick_runs(record, runs)
     points = record["x"].values[shown].astype(np.float64)
     notes = [*notes, *_outside_plane(points)]
+    if run_colours(record, shown, theme)[1] is not None:
+        notes += _fates(_trails(record, shown, theme, heights))
     figure = seen_from_above(objective, heights, theme, look(theme)["field"], notes)
-    for trail in _trails(record, shown, theme, heights):
-        trail.draw(figure, theme)
+    trails = _trails(record, shown, theme, heights)
+    for trail in sorted(trails, key=lambda trail: not trail.fate):
+        trail.draw(figure, theme, casing=len(trails) <= 8)
     scale = run_colours(record, shown, theme)[1]
     if scale is not None:
         figure.update_traces(showscale=False, selector={"type": "contour"})
-        figure.update_traces(showlegend=False)
+        figure.update_layout(showlegend=False)
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=scale.bar(), hoverinfo="skip", showlegend=False)
     return figure
 
@@ -77,7 +80,7 @@ def _outside_plane(points: NDArray[np.float64]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trail:
-    """One run's way over the plane, up to where it diverged."""
+    """One run's way over the plane, up to where it diverged; `rank` is its place in the legend."""
 
     label: str
     colour: str
@@ -85,66 +88,87 @@ class Trail:
     steps: NDArray[np.int64]
     losses: NDArray[np.float64]
     diverged: int
-    cell: tuple[float, float]
-    left: str
+    corners: NDArray[np.float64]
+    rank: int
+
+    @property
+    def fate(self) -> str:
+        """What became of it when it is not in the picture any more, else ""."""
+        out = ((self.points[:, :2] < self.corners[0]) | (self.points[:, :2] > self.corners[1])).any(1)
+        if self.diverged != RUNNING:
+            return status(self.diverged)
+        if out.all():
+            return "outside the picture"
+        return f"leaves the picture at step {self.steps[len(out) - out[::-1].argmin()]}" if out[-1] else ""
 
     @property
     def name(self) -> str:
-        """Its name in the legend, with what became of it when it is not in the picture any more."""
-        said = status(self.diverged) if self.diverged != RUNNING else self.left
-        return f"{self.label}: {said}" if said else self.label
+        """Its name in the legend, with its fate."""
+        return f"{self.label}: {self.fate}" if self.fate else self.label
 
-    def draw(self, figure: "Figure", theme: str) -> None:
-        """Add it to a figure: a casing in the paper's colour, the line, its two ends."""
-        kept = thin(self.points, self.cell)
-        x, y, paper = self.points[kept, 0], self.points[kept, 1], look(theme)["paper"]
-        group = {"x": x, "y": y, "mode": "lines", "legendgroup": self.label, "name": self.name}
-        figure.add_scatter(**group, line={"color": faded(paper, 0.6), "width": 4}, hoverinfo="skip", showlegend=False)
-        seen = np.stack([self.steps[kept], self.losses[kept]], -1)
-        hover = (
-            f"<b>{self.label}</b><br>step %{{customdata[0]}}<br>(%{{x:.5g}}, %{{y:.5g}})<br>f = %{{customdata[1]:.5g}}"
-        )
-        line = {"color": self.colour, "width": 2}
-        figure.add_scatter(
-            **group, line=line, customdata=seen, hovertemplate=hover + "<extra></extra>", showlegend=True
-        )
-        symbols = ["circle-open", "circle" if self.diverged == RUNNING else "x"]
-        rim = {"width": [2, 1], "color": [self.colour, paper]}
-        marker = {"symbol": symbols, "size": [8, 9], "color": self.colour, "line": rim, "opacity": 1}
-        said = ["start", status(self.diverged) if self.diverged != RUNNING else f"step {self.steps[-1]}"]
-        ends = {
-            "x": x[[0, -1]],
-            "y": y[[0, -1]],
-            "mode": "markers",
-            "text": said,
-            "hovertemplate": f"<b>{self.label}</b><br>%{{text}}",
-        }
-        ends |= {"legendgroup": self.label, "name": self.name, "marker": marker, "showlegend": False}
-        figure.add_scatter(**ends)
+    @property
+    def kept(self) -> NDArray[np.intp]:
+        """Which of its points are drawn: not those that stay in the same pixel."""
+        return thin(self.points, tuple((self.corners[1] - self.corners[0]) / 1500))
+
+    def seen(self) -> dict[str, Any]:
+        """What hovering over its points says."""
+        place = "(%{x:.5g}, %{y:.5g})<br>f = %{customdata[1]:.5g}"
+        hover = f"<b>{self.label}</b><br>step %{{customdata[0]}}<br>{place}<extra></extra>"
+        return {"customdata": np.stack([self.steps, self.losses], -1)[self.kept], "hovertemplate": hover}
+
+    def draw(self, figure: "Figure", theme: str, *, casing: bool) -> None:
+        """Add it to a figure seen from above: a casing in the paper's colour if wanted, the line, its two ends."""
+        x, y = self.points[self.kept, 0], self.points[self.kept, 1]
+        paper = look(theme)["paper"]
+        group = {"legendgroup": self.label, "name": self.name, "legendrank": 1001 + self.rank}
+        line = {"x": x, "y": y, "mode": "lines", **group}
+        if casing:
+            wide = {"color": faded(paper, 0.6), "width": 4}
+            figure.add_scatter(**line, line=wide, hoverinfo="skip", showlegend=False)
+        thickness = {"color": self.colour, "width": 2 if casing else 1.3}
+        figure.add_scatter(**line, line=thickness, **self.seen(), showlegend=True)
+        ends = self._near(x, y)
+        symbols = np.array(["circle-open", "circle" if self.diverged == RUNNING else "x"])[ends]
+        said = np.array(["start", f"step {self.steps[-1]}" if self.diverged == RUNNING else self.fate])[ends]
+        rims = {"width": np.array([2, 1])[ends], "color": np.array([self.colour, paper])[ends]}
+        size = np.array([8, 9] if casing else [6, 5])[ends]
+        marker = {"symbol": symbols, "size": size, "color": self.colour, "line": rims, "opacity": 1}
+        hover = f"<b>{self.label}</b><br>%{{text}}<br>(%{{x:.5g}}, %{{y:.5g}})<extra></extra>"
+        at = {"x": x[[0, -1]][ends], "y": y[[0, -1]][ends], "mode": "markers", "text": said}
+        figure.add_scatter(**at, **group, marker=marker, hovertemplate=hover, showlegend=False)
+
+    def _near(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Which of its two ends a browser can place: not one that lies millions of pictures away."""
+        far = 1e6 * (self.corners[1] - self.corners[0])
+        ends = np.stack([x[[0, -1]], y[[0, -1]]], -1)
+        return np.flatnonzero((np.abs(ends - self.corners[0]) < far).all(1))
+
+
+def _fates(trails: Sequence[Trail]) -> list[str]:
+    """How many runs are not in the picture any more, where no legend says it."""
+    lost, left = (
+        sum((trail.diverged != RUNNING) == gone and bool(trail.fate) for trail in trails) for gone in (True, False)
+    )
+    words = [f"{lost} of {len(trails)} runs diverged"] if lost else []
+    return words + ([f"{left} of {len(trails)} runs left the picture"] if left else [])
 
 
 def _trails(record: xr.Dataset, shown: Sequence[int], theme: str, heights: Field) -> list[Trail]:
     labels, (colours, _) = run_labels(record), run_colours(record, shown, theme)
     stops = record["diverged_at"].values if "diverged_at" in record else np.full(record.sizes["run"], RUNNING)
     steps = record["step"].values
-    lows, highs = np.array([heights.x[0], heights.y[0]]), np.array([heights.x[-1], heights.y[-1]])
-    cell = tuple((highs - lows) / 1500)
+    corners = np.array([[heights.x[0], heights.y[0]], [heights.x[-1], heights.y[-1]]])
     trails = []
     for row, run in enumerate(shown):
         lived = steps <= stops[run] if stops[run] != RUNNING else np.ones(len(steps), dtype=bool)
         points = record["x"].values[run, lived].astype(np.float64)
         losses = record["loss"].values[run, lived] if "loss" in record else np.full(len(points), np.nan)
-        out = ((points[:, :2] < lows) | (points[:, :2] > highs)).any(1)
-        left = (
-            f"leaves the picture at step {steps[lived][len(out) - out[::-1].argmin()]}"
-            if out[-1] and not out.all()
-            else ""
-        )
-        trails.append(Trail(labels[run], colours[row], points, steps[lived], losses, int(stops[run]), cell, left))
+        trails.append(Trail(labels[run], colours[row], points, steps[lived], losses, int(stops[run]), corners, row))
     return trails
 
 
-def thin(points: NDArray[np.float64], cell: tuple[float, float]) -> NDArray[np.intp]:
+def thin(points: NDArray[np.float64], cell: Sequence[float]) -> NDArray[np.intp]:
     """Indices of a path's points without those in the same cell of a grid as the one before; the two ends stay."""
     cells = np.floor(np.clip(points[:, :2] / np.asarray(cell), -1e15, 1e15))
     kept = np.concatenate([[True], (np.diff(cells, axis=0) != 0).any(1)])
@@ -189,19 +213,21 @@ def surface3d(
         _draw_above(figure, trail, heights)
     names = {f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", x), ("y", y), ("z", heights.label))}
     figure.update_layout(
-        scene={**names, "aspectratio": {"x": 1, "y": 1, "z": 0.6}, "camera": {"eye": {"x": 1.2, "y": -1.4, "z": 0.9}}}
+        scene={
+            **names,
+            "aspectratio": {"x": 1, "y": 1, "z": 0.6},
+            "camera": {"eye": {"x": -0.75, "y": -1.45, "z": 1.15}},
+        }
     )
     return figure
 
 
 def _draw_above(figure: "Figure", trail: Trail, heights: Field) -> None:
     """A path on the surface, a hair above it so that the surface does not swallow it."""
-    kept = thin(trail.points, trail.cell)
-    x, y = trail.points[kept, 0], trail.points[kept, 1]
-    inside = (x >= heights.x[0]) & (x <= heights.x[-1]) & (y >= heights.y[0]) & (y <= heights.y[-1])
-    z = heights.height(trail.losses[kept]) + 0.012 * float(np.nanmax(heights.z) - np.nanmin(heights.z))
+    x, y = trail.points[trail.kept, 0], trail.points[trail.kept, 1]
+    (x0, y0), (x1, y1) = trail.corners
+    inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+    z = heights.height(trail.losses[trail.kept]) + 0.012 * float(np.nanmax(heights.z) - np.nanmin(heights.z))
     x, y, z = (np.where(inside, part, np.nan) for part in (x, y, z))
-    seen = np.stack([trail.steps[kept], trail.losses[kept]], -1)
-    hover = f"<b>{trail.label}</b><br>step %{{customdata[0]}}<br>(%{{x:.5g}}, %{{y:.5g}})<br>f = %{{customdata[1]:.5g}}"
-    style = {"mode": "lines", "line": {"color": trail.colour, "width": 5}, "hovertemplate": hover + "<extra></extra>"}
-    figure.add_scatter3d(x=x, y=y, z=z, name=trail.name, customdata=seen, connectgaps=False, **style)
+    line = {"color": trail.colour, "width": 5}
+    figure.add_scatter3d(x=x, y=y, z=z, mode="lines", name=trail.name, line=line, connectgaps=False, **trail.seen())

@@ -214,13 +214,7 @@ def _walk(value: Any, memo: dict[int, Any], leaf: Callable[[Tensor], Tensor]) ->
     if isinstance(value, Tensor):
         made: Any = leaf(value)
     elif kind is dict or (kind is defaultdict and value.default_factory is dict):
-        # Most items are plain, under a name: not walking them is what makes this cheap.
-        made = {
-            key if type(key) is str else memo.get(id(key), key): item
-            if type(item) in _PLAIN
-            else _walk(item, memo, leaf)
-            for key, item in value.items()
-        }
+        made = {memo.get(id(key), key): _walk(item, memo, leaf) for key, item in value.items()}
     elif kind is list or kind is tuple:
         made = kind(_walk(item, memo, leaf) for item in value)
     else:

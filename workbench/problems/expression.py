@@ -92,7 +92,8 @@ def _check_text(text: str) -> None:
         if depth > DEPTH:
             _fail(f"at most {DEPTH} open brackets", f"more at character {place}")
     if glued := re.search(r"(?<![\w.])((?>[\d.][\d_.]*(?:[eE][+-]?\d+)?))([A-Za-z_]\w*)", text):
-        _fail("an operator between a number and a name", f"{glued[0]!r} (write {glued[1]}*{glued[2]})")
+        product = _short(f"{glued[1]}*{glued[2]}")
+        _fail("an operator between a number and a name", f"{_short(glued[0])!r} (write {product})")
     if "^" in text:
         _fail("powers written with **", "^")
 
@@ -176,7 +177,7 @@ def _operation(node: ast.expr, piece: str) -> tuple[int, Operation]:
     if not isinstance(node.func, ast.Name) or node.func.id in {**PAIR, **NUMBERED, **CONSTANTS}:
         _fail("an operator before the bracket", f"{piece!r} (products are written with *)")
     if node.func.id not in FUNCTIONS:
-        _fail(f"a function out of {', '.join(sorted(FUNCTIONS))}", repr(node.func.id))
+        _fail(f"a function out of {', '.join(sorted(FUNCTIONS))}", repr(_short(node.func.id)))
     arity, operation = FUNCTIONS[node.func.id]
     if node.keywords or len(node.args) != arity:
         _fail(f"{node.func.id} of {arity} argument{'s' * (arity > 1)}", repr(piece))
@@ -206,7 +207,7 @@ def _name(name: str) -> float | tuple[Instruction, ...]:
         _fail(f"brackets after {name}", f"{name!r} alone")
     index = PAIR.get(name, NUMBERED.get(name))
     if index is None:
-        _fail(ALLOWED, f"the name {name!r}")
+        _fail(ALLOWED, f"the name {_short(name)!r}")
     return (Instruction(coordinate=index),)
 
 

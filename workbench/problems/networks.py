@@ -1,6 +1,10 @@
 """Models to train: networks as pure functions of one flat vector of parameters a run, (runs, parameters)."""
 
+import copy
+import dataclasses
 import math
+import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from workbench.problems.data import Data
 from workbench.routine import Declared, Hyper, Key
 from workbench.space import Space
+from workbench.tree import same_bits
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -32,6 +38,11 @@ class Model(Declared):
     def bind(self, inputs: int, outputs: int) -> "Model":
         """The same model with its sizes fixed."""
         raise NotImplementedError
+
+    def takes(self, data: Data, dtype: torch.dtype) -> Data:
+        """The data as this model wants them: here, each input one row of numbers."""
+        rows = {name: getattr(data, name).flatten(1).to(dtype) for name in ("x", "x_test")}
+        return dataclasses.replace(data, **rows)
 
     def init(self, key: Key, like: Tensor) -> Tensor:
         """First parameters, (parameters,) or (runs, parameters) when the key has a seed a run."""
@@ -81,27 +92,29 @@ class MLP(Model):
         return torch.cat(parts, -1)
 
     def __call__(self, x, inputs, buffers, *, training, key=None):
-        blocks = self.space.blocks(x)
         squash = ACTIVATIONS[self.activation]
-        layers = list(zip(blocks[::2], blocks[1::2], strict=True))
         if x.shape[0] == 1 and inputs.ndim == 2:
+            blocks = self.space.blocks(x.view(-1))
             h = inputs
-            for i, (weight, bias) in enumerate(layers):
-                h = F.linear(squash(h) if i else h, weight[0], bias[0])
+            for i in range(0, len(blocks), 2):
+                h = F.linear(squash(h) if i else h, blocks[i], blocks[i + 1])
             return h.unsqueeze(0), {}
-        h = inputs
-        for i, (weight, bias) in enumerate(layers):
-            h = linear(squash(h) if i else h, weight, bias)
-        return h, {}
+        blocks = self.space.blocks(x)
+        h = inputs.transpose(-1, -2)
+        for i in range(0, len(blocks), 2):
+            h = linear(squash(h) if i else h, blocks[i], blocks[i + 1])
+        return h.transpose(1, 2), {}
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """W h + b of each run: h (batch, in) shared by the runs or (runs, batch, in), weight (runs, out, in), bias (runs, out)."""
+    """W h + b of each run: h (in, batch) shared or (runs, in, batch), weight (runs, out, in) to (runs, out, batch).
+
+    Features before the batch: every product then reads its operands in the order they lie in memory (measured, 64 nets
+    of 9,010 parameters, batch 128, gradient: 5.8 ms against 9.0 ms with the batch first, one thread).
+    """
     if h.ndim == 2:
-        runs, out, _ = weight.shape
-        flat = torch.addmm(bias.flatten(), h, weight.flatten(0, 1).T)
-        return flat.unflatten(-1, (runs, out)).movedim(1, 0)
-    return torch.baddbmm(bias.unsqueeze(1), h, weight.transpose(1, 2))
+        h = h.expand(weight.shape[0], *h.shape)
+    return torch.baddbmm(bias.unsqueeze(-1), weight, h)
 
 
 class Linear(MLP):
@@ -130,12 +143,11 @@ class KeyedDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is not F.dropout:
-            return func(*args, **kwargs)
         given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-        x, p = given["input"], given.get("p", 0.5)
-        if not given.get("training", True) or p == 0:
-            return x
+        p = given.get("p", 0.5)
+        if func is not F.dropout or not 0 < p < 1 or not given.get("training", True):
+            return func(*args, **kwargs)
+        x = given["input"]
         self.calls += 1
         u = self.key.stream(f"dropout {self.calls}").uniform(tuple(x.shape), like=torch.empty(0, dtype=x.dtype))
         return x * (u.to(x.device) >= p) / (1 - p)
@@ -144,7 +156,8 @@ class KeyedDropout(TorchFunctionMode):
 class Module(Model):
     """Somebody's own `nn.Module`, made a pure function; batch-norm statistics travel in the state, dropout is keyed.
 
-    The first parameters are the module's own. The module itself is never changed.
+    The first parameters are the module's own. The module itself is never changed: a copy of it works, one call at a
+    time, because a call puts its parameters into it.
     """
 
     name = "module"
@@ -152,7 +165,7 @@ class Module(Model):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self._turn = copy.deepcopy(module), threading.Lock()
         self.title = type(module).__name__
         self.parameters = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
@@ -160,7 +173,6 @@ class Module(Model):
         self.frozen = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
         self.names = tuple(self.parameters)
         self.space = Space(-1, tuple(tuple(p.shape) for p in self.parameters.values()))
-        self._lonely = False
 
     def bind(self, inputs: int, outputs: int) -> "Module":
         return self
@@ -173,19 +185,54 @@ class Module(Model):
         return {name: b.detach().expand(runs, *b.shape).clone() for name, b in self.module.named_buffers()}
 
     def __call__(self, x, inputs, buffers, *, training, key=None):
-        def one(flat: Tensor, held: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            blocks = self.space.blocks(flat.unsqueeze(0))
-            held = {name: b.clone() for name, b in held.items()}
-            values = {**dict(zip(self.names, (b[0] for b in blocks), strict=True)), **self.frozen, **held}
-            return torch.func.functional_call(self.module, values, (inputs,)), held
+        key, runs = key or Key(0), len(x)
+        with self._turn:
+            self.module.train(training)
+            if runs > 1 and key.runs is None:
+                with KeyedDropout(key):
+                    return torch.func.vmap(self._one, (0, 0, None), randomness="same")(x, dict(buffers), inputs)
+            outs, fresh = [], []
+            for run in range(runs):
+                own = key if key.runs is None else dataclasses.replace(key, seed=key.seed[run])
+                with KeyedDropout(own):
+                    held = {name: b[run] for name, b in buffers.items()}
+                    out, held = self._one(x[run], held, inputs if key.runs is None else inputs[run])
+                outs.append(out)
+                fresh.append(held)
+        return torch.stack(outs), {name: torch.stack([held[name] for held in fresh]) for name in buffers}
 
-        was = self.module.training
-        self.module.train(training)
+    def _one(self, flat: Tensor, held: dict[str, Tensor], inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Outputs and new buffers of one run."""
+        blocks = dict(zip(self.names, self.space.blocks(flat), strict=True))
+        frozen = {name: p.to(flat if p.is_floating_point() else flat.device) for name, p in self.frozen.items()}
+        values = {**blocks, **frozen, **{name: b.clone() for name, b in held.items()}}
+        out = torch.func.functional_call(self.module, values, (inputs,))
+        if not isinstance(out, Tensor):
+            raise ValueError(f"expected {self.title} to return one tensor, got {type(out).__name__}")
+        return out, {name: values[name] for name in held}
+
+    def takes(self, data: Data, dtype: torch.dtype) -> Data:
+        """The data as they are, tried on the module once: whether it takes them, and answers twice alike.
+
+        Raises:
+            ValueError: when it does not take them.
+        """
+        like = torch.empty(0, dtype=dtype, device=data.x.device)
+        if like.device.type != "meta":
+            x = self.init(Key(0), like).unsqueeze(0)
+            held = {name: b.to(like if b.is_floating_point() else like.device) for name, b in self.buffers(1).items()}
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self._try(*[lambda: self(x, data.x[:8], held, training=True)[0]] * 2)
+        return data
+
+    def _try(self, *calls: Callable[[], Tensor]) -> None:
         try:
-            with KeyedDropout(key or Key(0)):
-                if x.shape[0] == 1:
-                    out, held = one(x[0], {name: b[0] for name, b in buffers.items()})
-                    return out.unsqueeze(0), {name: b.unsqueeze(0) for name, b in held.items()}
-                return torch.func.vmap(one, randomness="same")(x, dict(buffers))
-        finally:
-            self.module.train(was)
+            first, second = (call() for call in calls)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"expected a module that takes the data, but {self.title} says: {error}") from error
+        if not same_bits(first, second):
+            warnings.warn(
+                f"{self.title} gives two answers to the same inputs: it draws random numbers that are not dropout, or "
+                "keeps something outside its parameters and buffers, so going back and replaying will not repeat the run",
+                stacklevel=5,
+            )

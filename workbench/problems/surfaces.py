@@ -82,7 +82,7 @@ class Quadratic(Surface):
     name = "quadratic"
     title = "Quadratic bowl"
     source = "Boyd & Vandenberghe 2004, Convex Optimization, 9.3.2"
-    evidence = TEST + "quadratic_hessian_has_the_stated_spectrum_and_rotation[quadratic]"
+    evidence = TWIN + "[quadratic]"
     condition = condition(20.0)
     angle = angle(30.0)
     dim = coordinates()
@@ -218,7 +218,7 @@ class ScalarNet(ManyDimensional):
     name = "scalar-net"
     title = "Scalar deep net"
     source = "Kreisler, Nacson, Soudry & Carmon 2023, arXiv:2305.13064"
-    evidence = TEST + "sharpness_of_the_scalar_net_on_its_minima_is_the_sum_of_inverse_squares"
+    evidence = TWIN + "[scalar-net]"
     dim = coordinates(high=10, soft=10, doc="Depth: layers, one weight each.")
     side = (-3.0, 3.0)
     bottom = 1.0

@@ -159,15 +159,32 @@ def test_closed_feeds_send_nothing(host):
     assert host.steps == [1]
 
 
-def test_flush_sends_what_waits_and_forgets_a_call_that_never_came():
-    host = Host()
-    host.feed.show(frame=Frame(1))
-    host.queue.clear()  # as when the page goes away before its loop runs
+def test_flush_sends_what_waits_without_room(host):
+    for step in (1, 2, 3):
+        host.show(step)
     host.feed.flush()
-    assert host.steps == [1]
-    host.advance(1)
+    assert host.steps == [1, 2, 3]
+
+
+def test_a_call_that_went_with_its_page_is_asked_for_again(host):
+    host.feed.show(frame=Frame(1))
+    host.queue.clear()
     host.show(2)
+    assert host.steps == []
+    host.feed.resume()
+    host.run()
+    assert host.steps == [2]
+
+
+def test_a_timer_that_went_with_its_page_is_set_again(host):
+    for step in (1, 2, 3):
+        host.show(step)
+    host.timers.clear()
+    host.advance(5)
     assert host.steps == [1, 2]
+    host.feed.resume()
+    host.advance(5)
+    assert host.steps == [1, 2, 3]
 
 
 def test_a_lying_browser_cannot_acknowledge_the_future(host):

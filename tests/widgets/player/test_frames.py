@@ -121,9 +121,7 @@ def test_coordinates_that_are_not_finite_are_hidden_and_counted():
     assert "hidden" not in naive_decode(frames.encode_frame(Frame(0, [Points([0], [0])])))[0]["layers"][0]
 
 
-@given(
-    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.floats(-1e3, 1e3), st.floats(1e-3, 1e6)
-)
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=50), st.floats(-1e3, 1e3), st.floats(1e-3, 1e6))
 def test_quantised_values_are_at_most_half_a_quantum_off(values, low, span):
     values = np.asarray(values, dtype=np.float32)
     high = low + span

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from bokeh.document import Document
 from bokeh.server.views.ws import WSHandler
 
 from widgets.player import Frame, NotebookPlayer, Scene, ServedPlayer, set_nodelay
@@ -10,7 +11,14 @@ from widgets.player.esm import module
 from widgets.player.frames import decode
 
 
-@pytest.fixture(params=[ServedPlayer, NotebookPlayer])
+class Page(ServedPlayer):
+    """A served player whose loop is the test itself."""
+
+    def _soon(self, call):
+        call()
+
+
+@pytest.fixture(params=[Page, NotebookPlayer])
 def player(request):
     player = request.param()
     yield player
@@ -85,6 +93,15 @@ def test_a_closed_player_sends_nothing_more(player):
     player.close()
     player.show(frame=Frame(2))
     assert player.frame == before
+
+
+def test_a_served_player_without_a_page_keeps_the_latest_for_the_first():
+    player = ServedPlayer()
+    for step in range(5):
+        player.show(frame=Frame(step))
+    model = player.get_root(Document())
+    assert decode(model.data.frame)[0]["step"] == 4
+    assert "clicked" not in model.data.properties()
 
 
 def test_set_nodelay_wraps_the_websocket_once():

@@ -1,0 +1,119 @@
+"""Measurements of the Training app along lines of time: losses, scores and norms at marked steps, under a time budget.
+
+Every measurement is a pure function of a state, so going back and measuring again gives the same numbers.
+"""
+
+import threading
+import time
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import workbench as wb
+
+SHARE = 0.2
+"""Most of the time that measuring may take while a run plays."""
+MOST = 3000
+"""Marked steps kept of one line of time; beyond, every second one goes."""
+
+
+class Row(NamedTuple):
+    """What was measured at one step. A score is the accuracy for classes (0 to 1), R² for values."""
+
+    train_loss: float
+    heldout_loss: float
+    train_score: float
+    heldout_score: float
+    weight_norms: NDArray[np.float64]
+    grad_norms: NDArray[np.float64]
+
+
+def score(data: wb.Data, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Accuracy, or for values R² = 1 - Σ (y - ŷ)² / Σ (y - mean y)²; NaN when outputs are not finite."""
+    if not bool(torch.isfinite(outputs).all()):
+        return float("nan")
+    if data.classes:
+        return float((outputs.argmax(-1) == targets).double().mean())
+    guess, true = outputs.double().reshape(len(targets), -1), targets.double().reshape(len(targets), -1)
+    spread = float((true - true.mean(0)).square().sum())
+    return 1 - float((true - guess).square().sum()) / spread if spread else float("nan")
+
+
+def measure(routine: Any, state: Any) -> Row:
+    """Losses and scores over all training and all held-out samples, and the norms of every layer."""
+    data = routine.data
+    values: list[float] = []
+    scores: list[float] = []
+    for inputs, targets in ((data.x, data.y), (data.x_test, data.y_test)):
+        outputs = routine.outputs(state, inputs)
+        with torch.no_grad():
+            values.append(float(routine.loss(outputs, targets)))
+        scores.append(score(data, outputs[0], targets))
+    norms = routine.probes["norms"].measure(routine, state)
+    weights, gradients = (norms[name][0].double().cpu().numpy() for name in ("layer_weight_norm", "layer_grad_norm"))
+    return Row(*values, *scores, weights, gradients)
+
+
+class Measures:
+    """Rows by line of time and step, and what they cost.
+
+    Attributes:
+        cost: seconds one measurement takes.
+        share: part of the time that measuring took lately, 0 to 1.
+    """
+
+    def __init__(self) -> None:
+        self._rows: WeakKeyDictionary[wb.Session, dict[int, Row]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+        self.cost, self.share = 0.0, 0.0
+        self._next, self._ended = 0.0, 0.0
+
+    def due(self) -> bool:
+        """Whether the budget allows another measurement while a run plays."""
+        return time.perf_counter() >= self._next
+
+    def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
+        """Measure where a session stands (nothing is done twice), and keep it under that session or `into`."""
+        step, state = session.now
+        owner = into or session
+        known = self._rows.get(owner, {}).get(step)
+        if known is not None:
+            return known
+        began = time.perf_counter()
+        row = measure(session.routine, state)
+        ended = time.perf_counter()
+        spent = ended - began
+        self.cost = spent if not self.cost else 0.7 * self.cost + 0.3 * spent
+        self.share = 0.7 * self.share + 0.3 * spent / max(spent, ended - self._ended)
+        self._next, self._ended = ended + self.cost * (1 / SHARE - 1), ended
+        with self._lock:
+            rows = self._rows.setdefault(owner, {})
+            rows[step] = row
+            if len(rows) > MOST:
+                self._thin(rows)
+        return row
+
+    def share_past(self, parent: wb.Session, twin: wb.Session) -> None:
+        """Give a branch the rows of the past it shares."""
+        with self._lock:
+            past = {k: row for k, row in self._rows.get(parent, {}).items() if k <= twin.index}
+            self._rows[twin] = {**past, **self._rows.get(twin, {})}
+
+    def at(self, session: wb.Session, step: int) -> Row | None:
+        """The row of a step, None when that step was not measured."""
+        return self._rows.get(session, {}).get(step)
+
+    def arrays(self, session: wb.Session) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+        """(steps, {name: (steps,) or (steps, layers)}), by step; empty when nothing was measured."""
+        with self._lock:
+            rows = sorted(self._rows.get(session, {}).items())
+        steps = np.array([k for k, _ in rows], dtype=np.int64)
+        return steps, {name: np.array([getattr(row, name) for _, row in rows]) for name in Row._fields} if rows else {}
+
+    @staticmethod
+    def _thin(rows: dict[int, Row]) -> None:
+        for k in sorted(rows)[1:-1:2]:
+            del rows[k]
