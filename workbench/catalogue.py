@@ -5,10 +5,13 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import re
 from typing import Any
 
 from workbench.routine import Declared, unknown
 
+NAME = re.compile(r"[A-Za-z]\w*(-\w+)*")
+COORDINATES = re.compile(r"([xy]\d?)(-[xy]\d?)*")
 PACKAGES = ("workbench.problems", "workbench.optimizers")
 
 
@@ -36,15 +39,15 @@ class Entry:
 
 
 def _declarations(package: str) -> list[type[Declared]]:
-    """The public declarations of a package: classes with a name and evidence, in the module that defines them."""
+    """The public declarations of a package: classes with a name and evidence, in the order they are written."""
     found: list[type[Declared]] = []
     root = importlib.import_module(package)
     for module in pkgutil.iter_modules(root.__path__, package + "."):
-        for _, value in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-            here = value.__module__ == module.name and issubclass(value, Declared)
+        for value in vars(importlib.import_module(module.name)).values():
+            here = inspect.isclass(value) and value.__module__ == module.name and issubclass(value, Declared)
             if here and value.evidence and "name" in vars(value):
                 found.append(value)
-    return sorted(found, key=lambda cls: inspect.getsourcelines(cls)[1])
+    return found
 
 
 @functools.cache
@@ -103,7 +106,7 @@ def find_objective(objective: Any) -> Any:
     rows = {row.name: row for row in catalogue("surfaces")}
     if objective in rows:
         return rows[objective].make()
-    if isinstance(objective, str) and not objective.replace("-", "").replace("_", "").isalpha():
+    if isinstance(objective, str) and (NAME.fullmatch(objective) is None or COORDINATES.fullmatch(objective)):
         from workbench.problems.expression import parse
 
         return parse(objective)

@@ -146,7 +146,7 @@ def save(record: xr.Dataset, path: str | os.PathLike) -> Path:
     """
     target = Path(path).absolute()
     if "workbench_record" not in record.attrs:
-        raise ValueError("expected a record made by the workbench, got a dataset without the attribute workbench_record")
+        raise ValueError("expected a record made by the workbench, got a dataset without its mark")
     if target.is_symlink() or (target.exists() and not _is_record(target)):
         raise ValueError(f"expected {target} to be free or a saved run, got something else; choose another path")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def open_record(path: str | os.PathLike) -> xr.Dataset:
     try:
         damaged = _damaged(target)
         record = None if damaged else xr.open_zarr(target, chunks=None, consolidated=True, decode_times=False)
-    except Exception as error:  # noqa: BLE001 - whatever a damaged store raises, the reader gets one sentence
+    except Exception as error:
         raise ValueError(f"expected {target} to be a whole saved run, got a damaged one ({error})") from error
     if record is None:
         words = f"{len(damaged)} missing or cut piece(s), {damaged[0]} among them"

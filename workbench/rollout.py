@@ -10,8 +10,8 @@ from torch import Tensor
 
 from workbench import record
 from workbench.routine import Key, Probe, Routine, count_runs, unknown, whole
-from workbench.tree import tree_map
 from workbench.trace import Trace
+from workbench.tree import tree_map
 
 
 def advance(routine: Routine, state: Any, hyper: Mapping[str, Any], key: Key, k: int) -> tuple[Any, dict]:

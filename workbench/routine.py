@@ -115,7 +115,8 @@ class Hyper:
         try:
             tensor = torch.as_tensor(value).detach().to(torch.float64)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"expected {self.name} to be {self._range()}, or one for each run, got {value!r}") from None
+            words = f"{self._range()}, or one for each run"
+            raise ValueError(f"expected {self.name} to be {words}, got {value!r}") from None
         if tensor.ndim == 0:
             return self.check(tensor.item())
         if tensor.ndim != 1 or tensor.numel() == 0:
@@ -158,7 +159,7 @@ class Declared:
     """
 
     name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
+    title: str = ""
     family: ClassVar[str] = ""
     kind: ClassVar[str] = ""
     source: ClassVar[str] = ""
@@ -169,7 +170,12 @@ class Declared:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items() if isinstance(value, Hyper)}
+        found = {
+            name: value
+            for base in reversed(cls.__mro__)
+            for name, value in vars(base).items()
+            if isinstance(value, Hyper)
+        }
         cls.hypers = {name: hyper for name, hyper in found.items() if getattr(cls, name, None) is hyper}
 
     def __init__(self, **settings: Any) -> None:

@@ -173,7 +173,8 @@ class Session:
         """
         with self._turn():
             self._check_open()
-            changed = {name: value for name, value in hyper.items() if not _equal(self._checked(name, value), name, self)}
+            checked = {name: self._checked(name, value) for name, value in hyper.items()}
+            changed = {name: hyper[name] for name, value in checked.items() if not _equal(value, self.hyper[name])}
             self.routine.normalise({**self.hyper, **changed}, runs=self._runs)
             if not changed:
                 return self
@@ -391,5 +392,5 @@ def _cached(make: Callable[[int], dict], line: Timeline) -> Callable[[int], dict
     return at
 
 
-def _equal(value: Any, name: str, session: Session) -> bool:
-    return bool(np.array_equal(np.asarray(value), np.asarray(session.hyper[name])))
+def _equal(value: Any, other: Any) -> bool:
+    return bool(np.array_equal(np.asarray(value), np.asarray(other)))

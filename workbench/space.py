@@ -43,8 +43,8 @@ class Space:
         """The points as layer-shaped views, (runs, *shape) each for networks; [x] when there are no layers."""
         if not self.shapes:
             return [x]
-        sizes = [int(torch.Size(shape).numel()) for shape in self.shapes]
-        return [part.view((*part.shape[:-1], *shape)) for part, shape in zip(x.split(sizes, -1), self.shapes, strict=True)]
+        parts = x.split([int(torch.Size(shape).numel()) for shape in self.shapes], -1)
+        return [part.view((*part.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def join(self, blocks: list[Tensor]) -> Tensor:
         """The inverse of `blocks`."""

@@ -38,7 +38,7 @@ LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
 
 
 def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
-    """Somebody's loss(outputs, targets) -> one number, applied to every run; targets have `dims` axes, or runs first."""
+    """Somebody's loss(outputs, targets) -> one number, of every run; targets have `dims` axes, or runs before them."""
 
     def runs(outputs: Tensor, targets: Tensor) -> Tensor:
         shared = targets.ndim == dims
@@ -192,7 +192,7 @@ class Training(Routine):
         return {"loss": info["loss"]}
 
     def outputs(self, state: TrainingState, inputs: Tensor) -> Tensor:
-        """The model's answers (runs, samples, outputs), as it would be used (dropout off, running means of batch norm)."""
+        """The model's answers (runs, samples, outputs), as when in use (dropout off, running means of batch norm)."""
         with torch.no_grad():
             return self.model(state.x, inputs, state.buffers, training=False)[0]
 
@@ -216,7 +216,7 @@ class Training(Routine):
     def to(self, device: Any = None) -> "Training":
         if device is None or torch.device(device) == self.device:
             return self
-        made = dict(batch_size=self.hypers["batch_size"].default, dtype=self.dtype, device=device)
+        made: dict[str, Any] = {"batch_size": self.hypers["batch_size"].default, "dtype": self.dtype, "device": device}
         return Training(self.unbound, self.loss_given, self.data, self.method, **made)
 
     def coords(self) -> dict[str, tuple]:
@@ -231,7 +231,8 @@ class Training(Routine):
         return f"wb.training({', '.join([*parts, *extras])})"
 
     def describe(self) -> dict:
-        return {"problem": f"{self.model.title} on {self.data.name}", "method": self.method.name, **self.unbound.settings}
+        problem = f"{self.model.title} on {self.data.name}"
+        return {"problem": problem, "method": self.method.name, **self.unbound.settings}
 
 
 def _keep(stopped: Tensor, old: Tensor, new: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ NORMS = Probe(
     "norms",
     {
         "layer_weight_norm": Variable(("layer",), "Euclidean norm of a block of parameters"),
-        "layer_grad_norm": Variable(("layer",), "Euclidean norm of the full training gradient in a block of parameters"),
+        "layer_grad_norm": Variable(("layer",), "Euclidean norm of the full training gradient in a block"),
     },
     _norms,
     "Weight and gradient norm of every layer; the gradient is of the loss over all training samples.",
@@ -285,7 +286,7 @@ def training(
     """An optimizer on a model's loss over minibatches, as a routine.
 
     Args:
-        model: a catalogue name ("mlp", "linear"), a `Model`, or your own `nn.Module` (its present weights are the start).
+        model: a catalogue name ("mlp", "linear"), a `Model`, or your own `nn.Module` (its weights are the start).
         loss: "cross_entropy", "mse", or a callable loss(outputs, targets) -> one number, the mean over the batch.
         data: a catalogue name ("digits"), a `Dataset` of it, a `Data`, or a tuple (x, y) or (x, y, x_test, y_test)
             of arrays.
@@ -307,5 +308,5 @@ def training(
         model = Module(model)
     elif isinstance(model, str):
         model = find("models", "a model", model).make()
-    options = dict(batch_size=batch_size, dtype=dtype, device=device)
-    return Training(model, loss, data, find_optimizer(optimizer), **options)
+    method = find_optimizer(optimizer)
+    return Training(model, loss, data, method, batch_size=batch_size, dtype=dtype, device=device)

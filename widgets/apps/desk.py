@@ -22,7 +22,11 @@ from widgets.player import Frame, Scene, export_html
 
 FRAME_SECONDS = 1 / 60
 CURVE_SECONDS = 1 / 6
+TRAVEL_SECONDS = 0.2
+"""How long a journey through time may take between two looks at whether it is still wanted."""
 MAX_LINES = 6
+QUIET = object()
+"""What a command returns when nothing has to be shown again."""
 log = logging.getLogger("widgets")
 
 
@@ -54,6 +58,11 @@ class Desk:
         self.live = 0
         self.speed: float | None = None
         self.closed = False
+        self.first: dict[str, Any] = {}
+        """First values by name that the next `build` may give its session; `_rebuild` sets those it did not take."""
+        self.progress: tuple[str, float] | None = None
+        """What takes long just now and how much of it is done, 0 to 1; None when nothing does."""
+        self._stop = False
         self.can_draw: Callable[[], bool] = lambda: True
         self._signals: dict[str, list[Callable]] = {}
         self._last = {"frame": 0.0, "curves": 0.0}
@@ -108,6 +117,8 @@ class Desk:
         """One line for a person: where it stands, and why it stopped."""
         session = self.session
         words = [f"step {session.index:,} of {session.head:,}"]
+        if self.progress:
+            words.append(f"{self.progress[0]} {self.progress[1]:.0%}")
         bad = [word for word in session.status if word != "ok"]
         if bad:
             words.append(bad[0] if len(bad) == 1 else f"{len(bad)} of {len(session.status)} diverged")
@@ -126,8 +137,11 @@ class Desk:
 
     # ---- commands: each returns at once
 
-    def do(self, command: Callable[[], None], *, newest: str = "") -> None:
-        """Queue a command; of several waiting with the same `newest` name only the last is carried out."""
+    def do(self, command: Callable[[], Any], *, newest: str = "") -> None:
+        """Queue a command; of several waiting with the same `newest` name only the last is carried out.
+
+        Everything is shown again after it, unless it returns `QUIET`.
+        """
         if newest:
             waiting = newest in self._newest
             self._newest[newest] = command
@@ -161,6 +175,10 @@ class Desk:
     def turn(self, name: str, value: Any) -> None:
         """Turn a hyperparameter. In the past this leaves the old future as a line of its own."""
         self.do(lambda: self._turn(name, value), newest=f"turn {name}")
+
+    def cancel(self) -> None:
+        """Stop what takes long (a journey through time), where it is."""
+        self._stop = True
 
     def branch(self) -> None:
         """Keep this line of time as it is and go on from here along a new one."""
@@ -276,14 +294,15 @@ class Desk:
                 return
             if isinstance(command, str):
                 command = self._newest.pop(command)
+            shown: Any = None
             try:
-                command()
+                shown = command()
             except ValueError as error:
                 self.tell("message", str(error), "error")
             except Exception:
                 log.exception("a command failed")
                 self.tell("message", "Something went wrong here; the session is as it was. The log has details.", "error")
-            if not self.closed:
+            if not self.closed and shown is not QUIET:
                 self._show()
 
     def _open(self, query: dict[str, str]) -> None:
@@ -292,8 +311,9 @@ class Desk:
             self.settings = self.check_settings({**self.settings, **wanted["settings"]})
         try:
             self.settings = self.check_settings({**self.default_settings(), **wanted["settings"]})
+            self.first = dict(wanted["first"])
             self.lines = [Line("A", self.build())]
-            self._replay(wanted)
+            errors += self._replay(wanted)
         except ValueError as error:
             errors.append(str(error))
             if not self.lines:
@@ -302,15 +322,44 @@ class Desk:
         self.session.listen(self._tick)
         self.opening_errors = errors
 
-    def _replay(self, wanted: dict[str, Any]) -> None:
-        """Live the past that a link tells of: first values, edits, and the step it stood at."""
-        first = wanted["first"]
-        if first:
-            self.session.set(**first)
-        for edit in sorted(wanted["edits"]):
-            self.session.seek(edit[0])
-            self.session.set(**{edit[1]: edit[2]})
-        self.do(lambda: self.session.seek(wanted["step"]))
+    def _replay(self, wanted: dict[str, Any]) -> list[str]:
+        """Live the past that a link tells of: first values now, edits and the way there in the background."""
+        errors, session = [], self.session
+        for name, value in wanted["first"].items():
+            try:
+                session.set(**{name: value})
+            except ValueError as error:
+                errors.append(str(error))
+        if wanted["edits"] or wanted["step"]:
+            self.do(lambda: self._relive(session, wanted["edits"], wanted["step"]))
+        return errors
+
+    def _relive(self, session: wb.Session, edits: Any, end: int) -> None:
+        """Go to step `end`, turning on the way what the edits say; those that are not legal are said and left out."""
+        self._stop = False
+        for step, name, value in sorted(edits, key=lambda edit: edit[0]):
+            self._travel(session, step)
+            if session.index != step:
+                return
+            try:
+                session.set(**{name: value})
+            except ValueError as error:
+                self.tell("message", str(error), "warning")
+        self._travel(session, end)
+
+    def _travel(self, session: wb.Session, step: int) -> None:
+        """Go to a step in pieces, so that it can be cancelled and a closed desk stops."""
+        session.seek(min(step, session.index))
+        origin, slowly = session.index, False
+        while session.index < step and not (self.closed or self._stop):
+            end = time.perf_counter() + TRAVEL_SECONDS
+            while session.index < step and time.perf_counter() < end:
+                session.seek(min(step, session.index + 20))
+            if session.index < step:
+                slowly, self.progress = True, ("replaying", (session.index - origin) / (step - origin))
+                self.tell("state")
+        if slowly:
+            self.progress = None
 
     def _toggle(self) -> None:
         session = self.session
@@ -320,12 +369,18 @@ class Desk:
             session.play(self.speed)
 
     def _turn(self, name: str, value: Any) -> None:
+        self._turn_all({name: value})
+
+    def _turn_all(self, values: Mapping[str, Any]) -> None:
+        """Turn several together; nothing happens when all stand there already, or one is not legal."""
         session = self.session
-        if session.hyper.get(name) == value:
+        changed = {name: value for name, value in values.items() if session.hyper.get(name) != value}
+        if not changed:
             return
+        session.routine.normalise({**session.hyper, **changed})  # raises before a line of time is made for nothing
         if session.index < session.head:
             self._branch()
-        self.session.set(**{name: value})
+        self.session.set(**changed)
 
     def _branch(self) -> None:
         if len(self.lines) >= MAX_LINES:
@@ -362,6 +417,7 @@ class Desk:
     def _rebuild(self, *, keep: bool) -> None:
         """A new session in place of all lines; hyperparameters that still exist keep their values."""
         old = self.session.hyper
+        self.first = dict(old) if keep else {}
         fresh = self.build()  # before anything is closed: settings that fail leave the run as it is
         for line in self.lines:
             line.session.close()

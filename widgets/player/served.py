@@ -109,7 +109,7 @@ class ServedPlayer(Events, JSComponent):
 
 
 def _weakly(call: Call) -> Call:
-    """Calls a method if its object still lives: a page that is gone may keep callbacks, but must not keep the player."""
+    """Calls a method if its object still lives: a page that is gone may keep callbacks, but not the player."""
     method = WeakMethod(call)
 
     def run() -> None:

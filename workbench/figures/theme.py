@@ -84,11 +84,19 @@ def blank(theme: str, title: str = "", notes: Sequence[str] = (), **layout: Any)
     """A figure with nothing in it yet: its look, a title, and beneath it `notes` (what a reader must know)."""
     from plotly import graph_objects as go
 
-    first, *rest = textwrap.wrap(title, WIDTH) or [""]
-    under = [*textwrap.wrap(" ".join(rest), WIDTH + 8), *textwrap.wrap(" · ".join(notes), WIDTH + 8)]
+    first, rest = _break(title)
+    under = [*textwrap.wrap(rest, WIDTH + 8), *textwrap.wrap(" · ".join(notes), WIDTH + 8)]
     head = {"text": first, "subtitle": {"text": "<br>".join(under)}}
-    margin = {"t": 24 + 16 * bool(first) + 15 * len(under) if first or under else 16}
+    margin = {"t": 26 + 16 * bool(first) + 17 * len(under) if first or under else 16}
     return go.Figure(layout={"template": template(theme), "title": head, "margin": margin, **layout})
+
+
+def _break(title: str) -> tuple[str, str]:
+    """The title's first line and the rest of it, parted at a comma if there is one early enough, else at a space."""
+    if len(title) <= WIDTH:
+        return title, ""
+    at = max(title.rfind(", ", 0, WIDTH), 0) or max(title.rfind(" ", 0, WIDTH), 0) or WIDTH
+    return title[:at], title[at:].lstrip(", ")
 
 
 def colour_map(name: str, theme: str = "light", strength: float = 1.0) -> list[list[Any]]:

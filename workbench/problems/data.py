@@ -201,9 +201,10 @@ def as_data(*arrays: Any) -> Data:
         return dataclasses.replace(data, x=data.x.unflatten(1, shape), x_test=data.x_test.unflatten(1, shape))
     if len(arrays) != 4:
         raise ValueError(f"expected data as (x, y) or (x, y, x_test, y_test), got {len(arrays)} arrays")
-    x, y, x_test, y_test = (_tensor(part, name) for part, name in zip(arrays, ("x", "y", "x_test", "y_test"), strict=True))
+    names = ("x", "y", "x_test", "y_test")
+    x, y, x_test, y_test = (_tensor(part, name) for part, name in zip(arrays, names, strict=True))
     if x.shape[1:] != x_test.shape[1:] or y.shape[1:] != y_test.shape[1:]:
-        raise ValueError("expected the held-out arrays to have the shape of the others after the first axis, they differ")
+        raise ValueError("expected held-out arrays shaped like the others after the first axis, they differ")
     if not 0 < len(x) == len(y) or not 0 < len(x_test) == len(y_test):
         sizes = [len(part) for part in (x, y, x_test, y_test)]
         raise ValueError(f"expected as many targets as inputs and at least one, got lengths {sizes}")
@@ -347,7 +348,9 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> np.n
     """One array of an archive; what its header promises is held against its size before memory is asked for."""
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if member.file_size > 5 * MAX_BYTES:
-        raise ValueError(f"expected at most {5 * MAX_BYTES // 2**20} MB an array, got {member.file_size / 2**20:.0f} MB")
+        raise ValueError(
+            f"expected at most {5 * MAX_BYTES // 2**20} MB in {name}, got {member.file_size / 2**20:.0f} MB"
+        )
     with archive.open(member) as file:
         try:
             shape, fortran, dtype = read_header[np.lib.format.read_magic(file)](file)

@@ -69,8 +69,8 @@ def test_paths_and_images_survive_the_wire():
 
 def test_scene_survives_the_wire_and_carries_the_palette():
     field = np.array([[0, 1, 2], [3, np.nan, 5]])
-    scene = Scene((-1, 1), (0, 2), "w₁", "w₂", True, title="<b>", field=field, field_label="f", contours=Paths([0], [0]),
-                  markers=[Marker(0, 1, "minimum")], legend=[LegendEntry("Adam", 4, "square")])  # fmt: skip
+    legend, markers = [LegendEntry("Adam", 4, "square")], [Marker(0, 1, "minimum")]
+    scene = Scene((-1, 1), (0, 2), equal=True, title="<b>", field=field, markers=markers, legend=legend)
     header, arrays = naive_decode(frames.encode_scene(scene, 3))
     same(arrays[header["field"]["values"]], field.ravel())
     assert header["field"]["shape"] == [2, 3]
