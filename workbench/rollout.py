@@ -55,8 +55,9 @@ def as_key(seed: int | Sequence[int]) -> Key:
         ValueError: on anything else.
     """
     many = not isinstance(seed, int | str) and np.ndim(seed) == 1
+    given: Any = seed if many else [seed]
     try:
-        numbers = tuple(operator.index(one) for one in (seed if many else [seed]))  # type: ignore[union-attr]
+        numbers = tuple(operator.index(one) for one in given)
     except TypeError:
         numbers = ()
     if not numbers:

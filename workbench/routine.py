@@ -102,18 +102,17 @@ class Hyper:
             value = value.item()
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not self._legal(value):
             raise ValueError(f"expected {self.name} to be {self._range()}, got {value!r}")
-        if self.scale == "integer":
-            if value != int(value):
-                raise ValueError(f"expected {self.name} to be {self._range()}, got {value!r}")
-            return int(value)
-        return float(value)
+        number = float(value)
+        if self.scale == "integer" and not number.is_integer():
+            raise ValueError(f"expected {self.name} to be {self._range()}, got {value!r}")
+        return int(value) if self.scale == "integer" else number  # type: ignore[call-overload]
 
     def _legal(self, value: Any) -> bool:
         return math.isfinite(value) and self.low <= value <= self.high
 
     def _check_runs(self, value: Any) -> Tensor | float:
         try:
-            tensor = torch.as_tensor(value).detach().to(torch.float64)
+            tensor = torch.as_tensor(value, dtype=torch.float64).detach()
         except (TypeError, ValueError, RuntimeError):
             words = f"{self._range()}, or one for each run"
             raise ValueError(f"expected {self.name} to be {words}, got {value!r}") from None
@@ -244,14 +243,14 @@ class Key:
 
     def normal(self, shape: Sequence[int], *, like: Tensor, axis: int = -1) -> Tensor:
         """Standard normals of `shape`, in the dtype and on the device of `like`; `axis` is where runs are stacked."""
-        return self._draw(lambda generator: torch.randn(*shape, generator=generator, dtype=torch.float64), like, axis)
+        return self._draw(lambda generator: torch.randn(tuple(shape), generator=generator, dtype=torch.float64), like, axis)
 
     def uniform(self, shape: Sequence[int], *, like: Tensor, axis: int = -1) -> Tensor:
         """Uniform numbers in [0, 1) of `shape`, in the dtype and on the device of `like`."""
         below = 1 - torch.finfo(like.dtype).eps / 2  # rounding to fewer digits must not reach 1
 
         def draw(generator: torch.Generator) -> Tensor:
-            return torch.rand(*shape, generator=generator, dtype=torch.float64).clamp_(max=below)
+            return torch.rand(tuple(shape), generator=generator, dtype=torch.float64).clamp_(max=below)
 
         return self._draw(draw, like, axis)
 
@@ -368,7 +367,7 @@ class Routine:
 
     def setup(self) -> str:
         """Python lines an exported script needs before the recipe, besides `import torch`; "" when none."""
-        method = getattr(self, "method", None)
+        method: Any = getattr(self, "method", None)
         return method.setup() if hasattr(method, "setup") else ""
 
     def describe(self) -> dict:

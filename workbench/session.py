@@ -74,7 +74,9 @@ class Session:
     def _set_up(self) -> None:
         self._lock, self._counting, self._waiting = threading.RLock(), threading.Lock(), 0
         self._thread: threading.Thread | None = None
-        self._playing, self._speed, self._until = False, None, None
+        self._playing = False
+        self._speed: float | None = None
+        self._until: int | None = None
         self._listeners: list[Callable[[Session], None]] = []
         self._ready: tuple[int, int, dict] | None = None
         self.last_info: dict = {}
@@ -130,7 +132,7 @@ class Session:
         return [status(int(step)) for step in self.state.diverged.tolist()]
 
     def trace(self, since: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(steps, {name: (steps, runs)}): what each step from `since` on measured, of this line of time up to its head."""
+        """(steps, {name: (steps, runs)}): what each step from `since` on measured, of this line of time to its head."""
         with self._turn():
             return self._timeline.trace.since(since) if since else self._timeline.trace.arrays()
 

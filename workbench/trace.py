@@ -47,14 +47,17 @@ class Trace:
         """The part of `arrays` measured by steps from k on, at the cost of that part alone."""
         self._flush()
         first = bisect.bisect_left(self._steps, k)
-        missing, blocks = len(self._steps) - first, []
+        missing = len(self._steps) - first
+        blocks: list[dict[str, np.ndarray]] = []
         for block in reversed(self._blocks):
             if missing <= 0:
                 break
             blocks.insert(0, {name: array[max(0, len(array) - missing) :] for name, array in block.items()})
             missing -= len(next(iter(block.values())))
         names = blocks[0] if blocks else ()
-        return np.asarray(self._steps[first:]), {name: np.concatenate([b[name] for b in blocks]) for name in names}
+        return np.asarray(self._steps[first:], dtype=np.int64), {
+            name: np.concatenate([b[name] for b in blocks]) for name in names
+        }
 
     def upto(self, k: int) -> "Trace":
         """The part measured by steps before k, for a branch made at k."""

@@ -298,15 +298,16 @@ def training(
     """
     from workbench.catalogue import find, find_optimizer
 
-    if isinstance(data, str):
-        data = find("datasets", "a data set", data).make()
-    if isinstance(data, Dataset):
-        data = data.load()
-    elif isinstance(data, tuple | list):
-        data = as_data(*data)
-    if isinstance(model, nn.Module):
-        model = Module(model)
-    elif isinstance(model, str):
-        model = find("models", "a model", model).make()
+    samples: Any = find("datasets", "a data set", data).make() if isinstance(data, str) else data
+    if isinstance(samples, Dataset):
+        samples = samples.load()
+    elif isinstance(samples, tuple | list):
+        samples = as_data(*samples)
+    made: Any = find("models", "a model", model).make() if isinstance(model, str) else model
+    if isinstance(made, nn.Module):
+        made = Module(made)
+    if not isinstance(samples, Data) or not isinstance(made, Model):
+        got = f"{type(made).__name__} and {type(samples).__name__}"
+        raise ValueError(f"expected a model (a name or an nn.Module) and data (a name or a tuple of arrays), got {got}")
     method = find_optimizer(optimizer)
-    return Training(model, loss, data, method, batch_size=batch_size, dtype=dtype, device=device)
+    return Training(made, loss, samples, method, batch_size=batch_size, dtype=dtype, device=device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def tree_map(function: Callable, tree: Any, *others: Any) -> Any:
-    """The tree with `function` applied to each tensor (and to its fellows in `others`); other leaves stay as they are."""
+    """The tree with `function` applied to each tensor (and to its fellows in `others`); other leaves stay."""
     if isinstance(tree, Tensor):
         return function(tree, *others)
     columns = [_parts(other) for other in others]

@@ -99,7 +99,12 @@ def wait_for_step(page, step):
 
 def test_a_worker_s_frames_are_drawn_to_the_last_and_little_goes_back_up(served, page):
     sent, got = [], []
-    page.on("websocket", lambda ws: (ws.on("framesent", lambda m: sent.append(len(m))), ws.on("framereceived", lambda m: got.append(len(m)))))  # fmt: skip
+
+    def count(socket):
+        socket.on("framesent", lambda message: sent.append(len(message)))
+        socket.on("framereceived", lambda message: got.append(len(message)))
+
+    page.on("websocket", count)
     player = served.open(page)
     page.wait_for_timeout(300)
     before, down = sum(sent), sum(got)
@@ -250,8 +255,9 @@ ANYWIDGET = """
 <script type="module">
 %s
 // What anywidget gives a module: get, on, off and send; Bytes as a DataView somewhere inside a larger buffer.
-const view = (text) => { const raw = Uint8Array.from(atob(text), (c) => c.charCodeAt(0)), at = new Uint8Array(raw.length + 3); at.set(raw, 3); return new DataView(at.buffer, 3); };
-const values = { theme: "light", tall: 500, scene: view("%s"), frame: new DataView(new ArrayBuffer(0)) }, listeners = {};
+const view = (text) => new DataView(Uint8Array.from("xyz" + atob(text), (c) => c.charCodeAt(0)).buffer, 3);
+const values = { theme: "light", tall: 500, scene: view("%s"), frame: new DataView(new ArrayBuffer(0)) };
+const listeners = {};
 window.sent = [];
 const model = {
   get: (name) => values[name],
@@ -311,10 +317,10 @@ def test_every_kind_of_layer_is_drawn_and_what_is_missing_is_said_in_words(page)
     ]
     scene = Scene((-2, 2), (-1, 3), field=np.ones((4, 5)), contours=Paths([-2, 2], [1, 1]), markers=[Marker(0, 2, "m")])
     words = []
-    page.expose_function("said", lambda s: words.append(s))
+    page.expose_function("said", lambda text: words.append(text) or None)
     page.add_init_script(
         "const fill = CanvasRenderingContext2D.prototype.fillText;"
-        "CanvasRenderingContext2D.prototype.fillText = function (s, ...at) { said(s); return fill.call(this, s, ...at); };"
+        "CanvasRenderingContext2D.prototype.fillText = function (...text) { said(text[0]); fill.apply(this, text); };"
     )
     page.goto("about:blank")
     page.set_content(ANYWIDGET % (module().replace("export default", "const widget ="), base64(encode_scene(scene, 1))))
@@ -337,8 +343,9 @@ def recording(tmp_path):
     t = np.linspace(0, 1, 30)
     tiles = np.arange(64, dtype="u1").reshape(1, 8, 8)
     frames = [
-        Frame(10 * k, [Points(t * k / 30, t, colour=2), Paths(t[:k], t[:k] ** 2), Images(tiles)], f"at {k}") for k in range(30)
-    ]  # fmt: skip
+        Frame(10 * k, [Points(t * k / 30, t, colour=2), Paths(t[:k], t[:k] ** 2), Images(tiles)], f"at {k}")
+        for k in range(30)
+    ]
     path = tmp_path / "run.html"
     text = export_html(SCENE, frames, title="A run", series={"loss": np.exp(-9 * t)}, meta={"seed": 3})
     path.write_text(text, encoding="utf-8")

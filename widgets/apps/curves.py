@@ -112,7 +112,11 @@ def _trace(one: Mapping[str, Any], x: NDArray[Any], y: NDArray[Any]) -> dict[str
         "x": x,
         "y": y,
         "opacity": one.get("opacity", 1.0),
-        "line": {"color": one.get("colour", "#0072B2"), "width": one.get("width", 1.8), "dash": one.get("dash", "solid")},
+        "line": {
+            "color": one.get("colour", "#0072B2"),
+            "width": one.get("width", 1.8),
+            "dash": one.get("dash", "solid"),
+        },
         "marker": {"size": 5},
         "connectgaps": False,
         "hovertemplate": "%{y:.4g}",

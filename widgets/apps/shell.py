@@ -133,7 +133,7 @@ class Shell:
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
         self.time._priority_changes = ["value"]
         self.time.param.watch(lambda event: None if self._quiet else desk.seek(event.new), "value")
-        speed = pmui.Select(label="speed", options=SPEEDS, value=0.0, width=150, size="small", margin=(4, 4))
+        speed = pmui.Select(label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4))
         speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
         self.line_view.param.watch(lambda event: None if self._quiet else desk.switch(event.new), "value")

@@ -42,8 +42,15 @@ class Events:
 
     def _receive(self, message: Any) -> None:
         """Takes one message of the browser; anything malformed is ignored, since any client can send anything."""
-        if not isinstance(message, dict):
+        if not isinstance(message, dict) or self._kept_pace(message):
             return
+        if message.get("kind") == "click":
+            self._clicked(message.get("x"), message.get("y"))
+        elif message.get("kind") == "action" and message.get("name") in ACTIONS:
+            self._acted(message["name"], message.get("value"))
+
+    def _kept_pace(self, message: dict[str, Any]) -> bool:
+        """Hands on what concerns the feed alone; whether that was all."""
         kind, view = message.get("kind"), str(message.get("view", ""))[:32]
         if kind == "drawn":
             self.feed.acknowledge(view, _whole(message.get("seq")))
@@ -51,10 +58,7 @@ class Events:
             self.feed.ready(view, _whole(message.get("seen")))
         elif kind == "gone":
             self.feed.gone(view)
-        elif kind == "click":
-            self._clicked(message.get("x"), message.get("y"))
-        elif kind == "action" and message.get("name") in ACTIONS:
-            self._acted(message["name"], message.get("value"))
+        return kind in ("drawn", "ready", "gone")
 
     def _clicked(self, x: Any, y: Any) -> None:
         if not all(isinstance(v, int | float) and math.isfinite(v) for v in (x, y)):

@@ -104,6 +104,12 @@ class ServedPlayer(Events, JSComponent):
         if root is not None and self._docs.pop(root.ref["id"], None) is not None:
             self.feed.resume()  # on another page's loop, if there is one
 
+    def _server_event(self, doc: Document, event: Any) -> None:
+        # Panel marks the whole server busy and idle again for every event: several milliseconds, sixty times a second.
+        data = getattr(event, "data", None)
+        if not (isinstance(data, dict) and self._kept_pace(data)):
+            super()._server_event(doc, event)
+
     def _handle_msg(self, data: Any) -> None:
         self._receive(data)
 

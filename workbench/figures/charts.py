@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from workbench.figures.theme import bar_ticks, blank, colour_map, colours_along, log_axis, look, number
+from workbench.figures.theme import bar_ticks, blank, colours_along, line_map, log_axis, look, number
 from workbench.routine import RUNNING, status
 
 if TYPE_CHECKING:
@@ -93,12 +93,13 @@ class Scale:
         low, high = float(np.min(values)), float(np.max(values))
         return cls(name, low, high, log=low > 0 and high / low > 20)
 
-    def bar(self) -> dict[str, Any]:
-        """The marker of an invisible trace that carries the colour bar."""
+    def show(self, figure: "Figure", theme: str) -> None:
+        """Add the colour bar, by way of an empty trace that carries it."""
         low, high = (float(np.log10(v)) for v in (self.low, self.high)) if self.log else (self.low, self.high)
         bar = {"title": {"text": self.name}, **bar_ticks(low, high, self.log)}
         marker = {"color": [low], "cmin": low, "cmax": high if high > low else low + 1, "showscale": True}
-        return marker | {"colorscale": colour_map("viridis"), "colorbar": bar}
+        marker |= {"colorscale": line_map(theme), "colorbar": bar}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
 
 
 def decimate(y: ArrayLike, points: int = 2000) -> NDArray[np.intp]:
@@ -167,7 +168,7 @@ def chart(
     for one in series:
         _mark_end(figure, one, edges, upright, theme)
     if scale is not None:
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker=scale.bar(), hoverinfo="skip", showlegend=False)
+        scale.show(figure, theme)
     return figure
 
 
@@ -193,12 +194,13 @@ def fan(
     values, losses = np.asarray(values, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     stops = np.full(len(values), RUNNING) if diverged is None else np.asarray(diverged)
     scale = Scale.of(name, values)
-    colours = colours_along(scale.place(values))
+    theme = options.get("theme", "light")
+    colours = colours_along(scale.place(values), theme)
     rows = zip(values, losses, colours, stops, strict=True)
     lines = [Series(f"{name} = {number(v)}", steps, row, c, "solid", int(stop)) for v, row, c, stop in rows]
     if current is not None:
         nearest = int(np.argmin(np.abs(values - current)))
-        ink = look(options.get("theme", "light"))["ink"]
+        ink = look(theme)["ink"]
         lines.append(
             dataclasses.replace(lines.pop(nearest), colour=ink, label=f"{name} = {number(values[nearest])} (now)")
         )

@@ -41,6 +41,15 @@ class Field:
             scaled = np.log10(1 + np.maximum(np.asarray(values) - self.base, 0)) if self.log else np.asarray(values)
         return np.where(np.isfinite(scaled), scaled, np.nan)
 
+    def drawn(self, x: Any, y: Any) -> NDArray[np.float64]:
+        """Heights between the grid's points, bilinear, for points inside it: the surface as a picture has it."""
+        row, column = ((len(axis) - 1) * (v - axis[0]) / (axis[-1] - axis[0]) for axis, v in ((self.y, y), (self.x, x)))
+        i, j = (np.clip(at.astype(int), 0, len(axis) - 2) for at, axis in ((row, self.y), (column, self.x)))
+        up, across = row - i, column - j
+        near = (1 - across) * self.z[i, j] + across * self.z[i, j + 1]
+        far = (1 - across) * self.z[i + 1, j] + across * self.z[i + 1, j + 1]
+        return (1 - up) * near + up * far
+
     @property
     def missing(self) -> float:
         """Share of the grid where the function is not finite."""

@@ -63,7 +63,7 @@ def heatmap(
         _lost(figure, axes, lost, texts, theme)
     if not lost.all():
         i, j = np.unravel_index(_best(np.where(lost, np.nan, z), best), z.shape)
-        said = f"{best}: {number(z[i, j])} at {xname} = {number(xs[j])}, {yname} = {number(ys[i])}"
+        said = f"{best}: {number(z[i, j])}<br>at {xname} = {number(xs[j])}, {yname} = {number(ys[i])}"
         at = {"x": [xs[j]], "y": [ys[i]], "hovertext": [texts[i][j]], "hoverinfo": "text"}
         figure.add_scatter(**at, mode="markers", marker=star(theme), name=said, showlegend=True)
     figure.update_xaxes(title_text=xname, **_cells(xs, xlog))

@@ -161,5 +161,5 @@ def run_colours(record: xr.Dataset, shown: Sequence[int], theme: str) -> tuple[l
     if len(names) == 1:
         values = record[names[0]].values[list(shown)]
         scale = Scale.of(names[0], values)
-        return colours_along(scale.place(values)), scale
+        return colours_along(scale.place(values), theme), scale
     return [palette[0]] * len(shown), None

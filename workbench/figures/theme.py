@@ -85,7 +85,7 @@ def blank(theme: str, title: str = "", notes: Sequence[str] = (), **layout: Any)
     from plotly import graph_objects as go
 
     first, rest = _break(title)
-    under = [*textwrap.wrap(rest, WIDTH + 8), *textwrap.wrap(" · ".join(notes), WIDTH + 8)]
+    under = [*textwrap.wrap(rest, WIDTH + 2), *textwrap.wrap(" · ".join(notes), WIDTH + 2)]
     head = {"text": first, "subtitle": {"text": "<br>".join(under)}}
     margin = {"t": 26 + 16 * bool(first) + 17 * len(under) if first or under else 16}
     return go.Figure(layout={"template": template(theme), "title": head, "margin": margin, **layout})
@@ -109,11 +109,22 @@ def colour_map(name: str, theme: str = "light", strength: float = 1.0) -> list[l
     return [[float(at), "rgb({},{},{})".format(*rgb)] for at, rgb in zip(_stops(len(mixed)), mixed, strict=True)]
 
 
-def colours_along(values: ArrayLike) -> list[str]:
-    """A viridis colour for each number from 0 to 1."""
-    scale = colour_map("viridis")
-    inks = np.array([[int(part) for part in colour[4:-1].split(",")] for _, colour in scale])
-    parts = [np.interp(np.asarray(values), _stops(len(inks)), inks[:, k]) for k in range(3)]
+def line_map(theme: str = "light") -> list[list[Any]]:
+    """The part of viridis that lines can have: without what would vanish on the theme's paper."""
+    low, high = (0.0, 0.88) if theme == "light" else (0.25, 1.0)
+    stops = _stops(9)
+    return [[float(at), colour] for at, colour in zip(stops, _along(low + stops * (high - low)), strict=True)]
+
+
+def colours_along(values: ArrayLike, theme: str = "light") -> list[str]:
+    """The colour of a line for each number from 0 to 1, along `line_map`."""
+    return _along(np.asarray(values), line_map(theme))
+
+
+def _along(places: np.ndarray, scale: Sequence[Sequence[Any]] = ()) -> list[str]:
+    scale = scale or colour_map("viridis")
+    inks = np.array([_rgb(colour) for _, colour in scale])
+    parts = [np.interp(places, _stops(len(inks)), inks[:, k]) for k in range(3)]
     return ["rgb({:.0f},{:.0f},{:.0f})".format(*rgb) for rgb in zip(*parts, strict=True)]
 
 

@@ -1,6 +1,7 @@
 """The paths of a record over its objective: from above, and on the surface in three dimensions."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def paths(
     if scale is not None:
         figure.update_traces(showscale=False, selector={"type": "contour"})
         figure.update_layout(showlegend=False)
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker=scale.bar(), hoverinfo="skip", showlegend=False)
+        scale.show(figure, theme)
     return figure
 
 
@@ -106,7 +107,7 @@ class Trail:
         """Its name in the legend, with its fate."""
         return f"{self.label}: {self.fate}" if self.fate else self.label
 
-    @property
+    @functools.cached_property
     def kept(self) -> NDArray[np.intp]:
         """Which of its points are drawn: not those that stay in the same pixel."""
         return thin(self.points, tuple((self.corners[1] - self.corners[0]) / 1500))
@@ -147,9 +148,8 @@ class Trail:
 
 def _fates(trails: Sequence[Trail]) -> list[str]:
     """How many runs are not in the picture any more, where no legend says it."""
-    lost, left = (
-        sum((trail.diverged != RUNNING) == gone and bool(trail.fate) for trail in trails) for gone in (True, False)
-    )
+    lost = sum(trail.diverged != RUNNING for trail in trails)
+    left = sum(bool(trail.fate) for trail in trails) - lost
     words = [f"{lost} of {len(trails)} runs diverged"] if lost else []
     return words + ([f"{left} of {len(trails)} runs left the picture"] if left else [])
 
@@ -168,12 +168,19 @@ def _trails(record: xr.Dataset, shown: Sequence[int], theme: str, heights: Field
     return trails
 
 
-def thin(points: NDArray[np.float64], cell: Sequence[float]) -> NDArray[np.intp]:
-    """Indices of a path's points without those in the same cell of a grid as the one before; the two ends stay."""
-    cells = np.floor(np.clip(points[:, :2] / np.asarray(cell), -1e15, 1e15))
-    kept = np.concatenate([[True], (np.diff(cells, axis=0) != 0).any(1)])
-    kept[-1] = True
-    return np.flatnonzero(kept)
+def thin(points: NDArray[np.float64], cell: Sequence[float], most: int = 2000) -> NDArray[np.intp]:
+    """Indices of a path's points without those in the same cell of a grid as the one before; the two ends stay.
+
+    While more than `most` are left the grid is made coarser, up to sixteen times: a path is off by a few pixels then.
+    """
+    places = np.clip(points[:, :2] / np.asarray(cell), -1e15, 1e15)
+    kept = np.arange(len(points))
+    for coarser in (1, 2, 4, 8, 16):
+        moved = (np.diff(np.floor(places / coarser), axis=0) != 0).any(1)
+        kept = np.flatnonzero(np.concatenate([[True], moved[:-1], [True]])) if len(points) > 2 else kept
+        if len(kept) <= most:
+            break
+    return kept
 
 
 def surface3d(
@@ -181,7 +188,7 @@ def surface3d(
     record: xr.Dataset | None = None,
     *,
     domain: Domain | None = None,
-    size: int = 96,
+    size: int = 128,
     log: bool | None = None,
     runs: Sequence[int] | None = None,
     theme: str = "light",
@@ -202,32 +209,25 @@ def surface3d(
     x, y = objective.dims[:2]
     hover = f"{x} %{{x:.4g}}<br>{y} %{{y:.4g}}<br>{heights.label} %{{z:.4g}}<extra></extra>"
     light = {"ambient": 0.75, "diffuse": 0.45, "specular": 0.05, "roughness": 0.9}
-    style = {
-        "colorscale": colour_map("viridis", theme, 0.75),
-        "lighting": light,
-        "hovertemplate": hover,
-        "showscale": not trails,
-    }
-    figure.add_surface(x=heights.x, y=heights.y, z=heights.z, colorbar={"title": {"text": heights.label}}, **style)
+    colours = {"colorscale": colour_map("viridis", theme, 0.75), "showscale": not trails}
+    colours["colorbar"] = {"title": {"text": heights.label}}
+    figure.add_surface(x=heights.x, y=heights.y, z=heights.z, lighting=light, hovertemplate=hover, **colours)
     for trail in trails:
         _draw_above(figure, trail, heights)
     names = {f"{axis}axis": {"title": {"text": text}} for axis, text in (("x", x), ("y", y), ("z", heights.label))}
-    figure.update_layout(
-        scene={
-            **names,
-            "aspectratio": {"x": 1, "y": 1, "z": 0.6},
-            "camera": {"eye": {"x": -0.75, "y": -1.45, "z": 1.15}},
-        }
-    )
+    camera = {"eye": {"x": -0.55, "y": -1.05, "z": 1.5}, "center": {"x": 0, "y": 0, "z": -0.15}}
+    figure.update_layout(scene={**names, "aspectratio": {"x": 1, "y": 1, "z": 0.5}, "camera": camera})
     return figure
 
 
 def _draw_above(figure: "Figure", trail: Trail, heights: Field) -> None:
-    """A path on the surface, a hair above it so that the surface does not swallow it."""
+    """A path on the surface, a hair above it so that the surface, made of flat pieces, does not swallow it."""
     x, y = trail.points[trail.kept, 0], trail.points[trail.kept, 1]
     (x0, y0), (x1, y1) = trail.corners
     inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
-    z = heights.height(trail.losses[trail.kept]) + 0.012 * float(np.nanmax(heights.z) - np.nanmin(heights.z))
+    drawn = np.where(inside, heights.drawn(np.clip(x, x0, x1), np.clip(y, y0, y1)), np.nan)
+    hair = 0.012 * float(np.nanmax(heights.z) - np.nanmin(heights.z))
+    z = np.fmax(heights.height(trail.losses[trail.kept]), drawn) + hair
     x, y, z = (np.where(inside, part, np.nan) for part in (x, y, z))
     line = {"color": trail.colour, "width": 5}
     figure.add_scatter3d(x=x, y=y, z=z, mode="lines", name=trail.name, line=line, connectgaps=False, **trail.seen())

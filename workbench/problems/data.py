@@ -57,8 +57,8 @@ class Data:
         def move(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else t.dtype)
 
-        moved = {name: move(getattr(self, name)) for name in ("x", "y", "x_test", "y_test")}
-        return dataclasses.replace(self, **moved)
+        x, y, x_test, y_test = map(move, (self.x, self.y, self.x_test, self.y_test))
+        return dataclasses.replace(self, x=x, y=y, x_test=x_test, y_test=y_test)
 
 
 def split(
@@ -85,8 +85,8 @@ def split(
     else:
         targets = torch.from_numpy(_standard(y.reshape(-1, 1), y[train].reshape(-1, 1)))
     pixels = None if image is None else (x / x.max())[test].reshape(-1, *image)
-    parts = {"x": inputs[train], "y": targets[train], "x_test": inputs[test], "y_test": targets[test]}
-    return Data(name, **parts, classes=tuple(classes), image=image, pixels=pixels, **more)
+    parts = (inputs[train], targets[train], inputs[test], targets[test])
+    return Data(name, *parts, classes=tuple(classes), image=image, pixels=pixels, **more)
 
 
 def _standard(values: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class Dataset(Declared):
 
     family: ClassVar[str] = "datasets"
     kind: ClassVar[str] = "dataset"
-    holdout = Hyper(0.2, 0.01, 0.9, kind="init", doc="Share of the samples held out.")
+    holdout: Any = Hyper(0.2, 0.01, 0.9, kind="init", doc="Share of the samples held out.")
 
     def load(self) -> Data:
         """The samples, split by a fixed key."""
@@ -124,7 +124,7 @@ class Digits(Dataset):
     def load(self) -> Data:
         bundle = self._bundle("load_digits")
         classes = [str(i) for i in range(10)]
-        more = {"classes": classes, "image": (8, 8), "recipe": self.recipe()}
+        more: Any = {"classes": classes, "image": (8, 8), "recipe": self.recipe()}
         return split(self.name, bundle.data, bundle.target, holdout=self.holdout, **more)
 
 
@@ -138,7 +138,7 @@ class BreastCancer(Dataset):
 
     def load(self) -> Data:
         bundle = self._bundle("load_breast_cancer")
-        more = {"classes": ["malignant", "benign"], "recipe": self.recipe()}
+        more: Any = {"classes": ["malignant", "benign"], "recipe": self.recipe()}
         return split(self.name, bundle.data, bundle.target, holdout=self.holdout, **more)
 
 
@@ -152,7 +152,7 @@ class Diabetes(Dataset):
 
     def load(self) -> Data:
         bundle = self._bundle("load_diabetes")
-        more = {"unit": "standard deviations", "recipe": self.recipe()}
+        more: Any = {"unit": "standard deviations", "recipe": self.recipe()}
         return split(self.name, bundle.data, bundle.target, holdout=self.holdout, **more)
 
 
@@ -167,7 +167,7 @@ def from_arrays(x: Any, y: Any, *, name: str = "data", holdout: float = 0.2, rec
     Raises:
         ValueError: on too few or too many samples, lengths that differ, or values that are not finite, saying where.
     """
-    holdout = Dataset.holdout.check(holdout)  # type: ignore[attr-defined]
+    holdout = Dataset.holdout.check(holdout)
     inputs, targets = _numbers(x), np.asarray(y).reshape(-1)
     if targets.dtype.kind in "SO":
         targets = targets.astype(str)
@@ -308,7 +308,7 @@ def _rows(text: str) -> list[tuple[int, list[str]]]:
     """(line number in the file, cells) of every row that is not blank."""
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    rows = []
+    rows: list[tuple[int, list[str]]] = []
     try:
         for row in reader:
             if len(row) > MAX_COLUMNS + 1 or len(rows) > MAX_ROWS:

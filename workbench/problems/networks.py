@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 import threading
 import warnings
@@ -69,15 +70,15 @@ class MLP(Model):
     title = "Multilayer perceptron"
     source = "Rumelhart, Hinton & Williams 1986, Nature 323"
     evidence = "tests/problems/test_networks.py::test_equals_the_same_module_in_torch_nn[mlp]"
-    width = Hyper(120, 1, 2048, "integer", (4, 256), kind="init", unit="units", doc="Units in each hidden layer.")
-    depth = Hyper(1, 0, 16, "integer", (1, 6), kind="init", unit="layers", doc="Hidden layers.")
-    activation = Hyper("relu", scale="choice", choices=tuple(ACTIVATIONS), kind="init", doc="Between the layers.")
+    width: Any = Hyper(120, 1, 2048, "integer", (4, 256), kind="init", unit="units", doc="Units in each hidden layer.")
+    depth: Any = Hyper(1, 0, 16, "integer", (1, 6), kind="init", unit="layers", doc="Hidden layers.")
+    activation: Any = Hyper("relu", scale="choice", choices=tuple(ACTIVATIONS), kind="init", doc="Between the layers.")
 
     def bind(self, inputs: int, outputs: int) -> "MLP":
         bound = type(self)(**self.settings)
         sizes = [inputs, *[self.width] * self.depth, outputs]
         shapes: list[tuple[int, ...]] = []
-        for a, b in zip(sizes, sizes[1:], strict=False):
+        for a, b in itertools.pairwise(sizes):
             shapes += [(b, a), (b,)]
         bound.space = Space(-1, tuple(shapes))
         bound.names = tuple(f"{part} {i + 1}" for i in range(len(sizes) - 1) for part in ("weight", "bias"))
@@ -124,7 +125,8 @@ class Linear(MLP):
     title = "Logistic or linear regression"
     source = "Legendre 1805 (least squares); Cox 1958, J. R. Stat. Soc. B 20(2) (logistic)"
     evidence = "tests/problems/test_networks.py::test_equals_the_same_module_in_torch_nn[linear]"
-    width = depth = activation = None
+    width = depth = None
+    activation: Any = None
 
     def bind(self, inputs: int, outputs: int) -> "Linear":
         bound = type(self)()
@@ -232,7 +234,7 @@ class Module(Model):
             raise ValueError(f"expected a module that takes the data, but {self.title} says: {error}") from error
         if not same_bits(first, second):
             warnings.warn(
-                f"{self.title} gives two answers to the same inputs: it draws random numbers that are not dropout, or "
-                "keeps something outside its parameters and buffers, so going back and replaying will not repeat the run",
+                f"{self.title} gives two answers to the same inputs: it draws random numbers that are not dropout or "
+                "keeps something outside its parameters and buffers, so replaying will not repeat the run",
                 stacklevel=5,
             )

@@ -42,9 +42,8 @@ def naive_unpack(page):
         arrays = []
         for k, (code, _) in enumerate(spec):
             if k < len(before) and before[k][0] == SIZES[code]:
-                lists[k] = [(v + w) % 256 ** SIZES[code] for v, w in zip(lists[k], before[k][1], strict=False)] + lists[
-                    k
-                ][len(before[k][1]) :]
+                for i, old in enumerate(before[k][1][: len(lists[k])]):
+                    lists[k][i] = (lists[k][i] + old) % 256 ** SIZES[code]
             raw = b"".join(v.to_bytes(SIZES[code], "little") for v in lists[k])
             arrays.append(np.frombuffer(raw, NUMBERS[code]))
         before = [(SIZES[code], values) for (code, _), values in zip(spec, lists, strict=True)]
@@ -90,14 +89,11 @@ def test_one_stray_point_does_not_coarsen_the_rest():
 
 def test_layers_may_come_go_and_change_kind():
     tiles = np.full((2, 8, 8), 200, "u1")
-    frames = [
-        Frame(0),
-        Frame(1, [Images(tiles)]),
-        Frame(2, [Points([1], [2]), Images(tiles)]),
-        Frame(3, [Images(tiles)]),
-    ]
+    images, points = Images(tiles), Points([1], [2])
+    frames = [Frame(k, layers) for k, layers in enumerate([[], [images], [points, images], [images]])]
     for quantise in (True, False):
-        kinds = [[layer["kind"] for layer in h["layers"]] for h, _ in naive_unpack(export_html(SQUARE, frames, title="t", quantise=quantise))[1:]]  # fmt: skip
+        messages = naive_unpack(export_html(SQUARE, frames, title="t", quantise=quantise))[1:]
+        kinds = [[layer["kind"] for layer in header["layers"]] for header, _ in messages]
         assert kinds == [[], ["images"], ["points", "images"], ["images"]]
 
 

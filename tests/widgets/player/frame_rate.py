@@ -1,0 +1,148 @@
+"""How many frames of moving points a second the served player draws, beside a bare page that draws the same ones.
+
+    python -m tests.widgets.player.frame_rate [--points 10000] [--seconds 5] [--rounds 3]
+
+Server, worker and browser share the machine's cores. Prints one JSON object: both rates, medians over the rounds, their
+ratio, and bytes a frame each way.
+"""
+
+import argparse
+import base64
+import json
+import shutil
+import socket
+import statistics
+import threading
+import time
+
+import numpy as np
+import panel as pn
+
+from widgets.player import Frame, Points, Scene, ServedPlayer, encode_frame
+
+BARE = """
+<!doctype html><body style="margin:0"><canvas></canvas><script>
+const frames = [%s].map((text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
+const canvas = document.querySelector("canvas"), w = (canvas.width = innerWidth), h = (canvas.height = innerHeight);
+const ctx = canvas.getContext("2d", { alpha: false }), n = frames[0].length / 2;
+window.drawn = 0;
+function draw() {
+  const z = frames[window.drawn++ %% frames.length];
+  ctx.fillStyle = "#fff";
+  ctx.fillRect(0, 0, w, h);
+  ctx.fillStyle = "#0072b2";
+  for (let i = 0; i < n; i++) ctx.fillRect(w / 2 + z[i] * w / 8 - 1.5, h / 2 - z[n + i] * h / 8 - 1.5, 3, 3);
+  requestAnimationFrame(draw);
+}
+requestAnimationFrame(draw);
+</script>
+"""
+
+
+def walk(points, frames=30):
+    """(frames, 2, points) float32: points that wander inside ±4."""
+    steps = np.random.default_rng(0).normal(scale=0.02, size=(frames, 2, points))
+    steps[0] = np.random.default_rng(1).normal(size=(2, points))
+    return np.cumsum(steps, axis=0).astype("f4")
+
+
+def rate(page, count, seconds):
+    """Frames a second that `count`, an expression in the page, goes up by."""
+    start, first = time.perf_counter(), page.evaluate(count)
+    page.wait_for_timeout(1000 * seconds)
+    return (page.evaluate(count) - first) / (time.perf_counter() - start)
+
+
+def serve(cloud, stop):
+    """A page whose player is fed by a thread, faster than a screen shows them; returns the address and what stops it."""
+
+    def work(player):
+        k = 0
+        while not stop.is_set():
+            player.show(frame=Frame(k, [Points(*cloud[k % len(cloud)], radius=1.5)], f"step {k}"))
+            k += 1
+            time.sleep(0.01)
+
+    def app():
+        player = ServedPlayer(sizing_mode="stretch_both")
+        player.show(scene=Scene((-4, 4), (-4, 4), title="Moving points"))
+        threading.Thread(target=work, args=(player,), daemon=True).start()
+        return pn.Column(player, sizing_mode="stretch_both", styles={"height": "100dvh"}, margin=0)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return f"http://127.0.0.1:{port}/", pn.serve(
+        app, port=port, address="127.0.0.1", show=False, threaded=True, verbose=False
+    )
+
+
+def open_served(page, url, traffic):
+    """Goes to the served page and waits until it plays; `traffic` collects [bytes up, bytes down]."""
+
+    def count(socket):
+        socket.on("framesent", lambda message: traffic.__setitem__(0, traffic[0] + len(message)))
+        socket.on("framereceived", lambda message: traffic.__setitem__(1, traffic[1] + len(message)))
+
+    page.on("websocket", count)
+    for _ in range(50):
+        try:
+            page.goto(url)
+            break
+        except Exception:  # noqa: BLE001 - the server may still be starting
+            page.wait_for_timeout(100)
+    page.wait_for_function("Object.values(window.__players ?? {})[0]?.drawn > 20")
+
+
+def measure(browser, points=10_000, seconds=5.0, rounds=3):
+    """The rates, in a Playwright browser: {ours, bare, ratio, up, down, frame}, frames a second and bytes a frame."""
+    cloud, stop, traffic = walk(points), threading.Event(), [0, 0]
+    drawn = "Object.values(window.__players)[0].drawn"
+    bare_html = BARE % ",".join(f'"{base64.b64encode(z.tobytes()).decode()}"' for z in cloud)
+    ours, bare, bytes_up, bytes_down = [], [], [], []
+    url, server = serve(cloud, stop)
+    try:
+        for _ in range(rounds):
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            open_served(page, url, traffic)
+            before, first = list(traffic), page.evaluate(drawn)
+            ours.append(rate(page, drawn, seconds))
+            frames = page.evaluate(drawn) - first
+            bytes_up.append((traffic[0] - before[0]) / frames)
+            bytes_down.append((traffic[1] - before[1]) / frames)
+            page.close()
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.set_content(bare_html)
+            bare.append(rate(page, "window.drawn", seconds))
+            page.close()
+    finally:
+        stop.set()
+        server.stop()
+    middle = statistics.median
+    return {
+        "ours": round(middle(ours), 1),
+        "bare": round(middle(bare), 1),
+        "ratio": round(middle(ours) / middle(bare), 3),
+        "up": round(middle(bytes_up)),
+        "down": round(middle(bytes_down)),
+        "frame": len(encode_frame(Frame(0, [Points(*cloud[0])]))),
+    }
+
+
+def main():
+    from playwright.sync_api import sync_playwright
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        print(json.dumps(measure(browser, options.points, options.seconds, options.rounds)))
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""The page of the Training app: what is trained, its sliders, curves, mistakes, layers, confusion."""
+
+import html
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import panel as pn
+import panel_material_ui as pmui
+
+import workbench as wb
+from widgets import palette
+from widgets.apps.curves import curves
+from widgets.apps.shell import FIELD, Shell
+from widgets.apps.training import BACK, OWN, TrainingDesk, file_name
+from widgets.controls import HyperControl
+from widgets.player import Frame, Scene, ServedPlayer
+from workbench.problems.data import MAX_BYTES
+from workbench.problems.networks import MLP
+
+SLOW_SECONDS = 0.5
+"""Mistakes and confusion are drawn at most twice a second while a run plays."""
+MUTED = {"light": "#8a949e", "dark": "#6f7983"}
+TABLE = """
+table.plain { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; width: 100%; }
+table.plain th, table.plain td { padding: 3px 8px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.25); }
+table.plain th { font-weight: 600; } table.grid td, table.grid th { padding: 4px 2px; text-align: center; }
+table.plain caption { text-align: left; padding: 4px 0; opacity: .8; }
+"""
+ABOUT = """
+**The picture.** Every mark is one held-out sample, which the model never trains on. With three classes or more each
+class has a corner on the circle and a sample stands at Σ p(class) · corner, p being the softmax of the model's outputs:
+sure answers lie in corners, doubt in between. With two classes the axis is p of the second class (height means nothing).
+Values are drawn as predicted against true. Colour and shape say the true class, × that the model says another. Click a
+mark to name it.
+
+**Curves.** The thin line is the loss of each step's minibatch, before that step. Training and held-out loss are means
+over all samples of each part, measured at the marked steps with dropout off and batch norm on its running means.
+Accuracy is the share classified right; R² = 1 − Σ(y − ŷ)² / Σ(y − mean y)². Dashed and pale: other lines of time, left
+futures among them, by their letter.
+
+**Layers.** Euclidean norm of every block of weights, and of the gradient of the loss over *all* training samples (not
+of a minibatch) with respect to it.
+
+**Stopping.** A playing run stops when its minibatch loss is more than 1,000 times the first one, or not finite.
+Go back, branch with a lower rate. Nothing is lost: every step can be reached again, to the same bits.
+
+**Data.** Inputs are standardised by their training part (mean 0, standard deviation 1); so are values to predict. A fifth
+is held out by a fixed shuffle. Uploaded files stay in this page's memory and go when it is closed; a link to such a run
+does not carry the file.
+"""
+
+
+class TrainingShell(Shell):
+    """The page around a `TrainingDesk`."""
+
+    desk: TrainingDesk
+
+    def __init__(self, desk: TrainingDesk) -> None:
+        super().__init__(desk)
+        plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
+        self.loss, self.scores = pn.pane.Plotly(**plot, min_height=220), pn.pane.Plotly(**plot, min_height=180)
+        self.weights, self.gradients = pn.pane.Plotly(**plot, min_height=200), pn.pane.Plotly(**plot, min_height=200)
+        self.log = pmui.Switch(label="logarithmic loss", value=True, margin=(0, 8), size="small")
+        self.log.param.watch(lambda event: self._draw(), "value")
+        self.headline = pn.pane.HTML("", margin=(4, 8), sizing_mode="stretch_width")
+        self.tiles = ServedPlayer(sizing_mode="stretch_both", min_height=360, margin=0)
+        self.worst = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(0, 8))
+        self.matrix = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=8)
+        self.cost = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
+        self.hyper: dict[str, HyperControl] = {}
+        self._drawn, self._routine = 0.0, None
+        desk.on("curves", lambda: self.later("curves", self._draw))
+        desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
+
+    # ---- controls
+
+    def controls(self) -> list:
+        """Data, model, optimizer and every hyperparameter."""
+        self.sliders = pn.Column(sizing_mode="stretch_width", margin=0)
+        self.choices = pn.Column(sizing_mode="stretch_width", margin=0)
+        self.file = pmui.FileInput(
+            label="Upload your own (.csv, .npz)", accept=".csv,.npz", max_file_size=MAX_BYTES, variant="outlined",
+            description="CSV: the last column is the target. NPZ: arrays x and y. At most 20 MB.", **FIELD,
+        )  # fmt: skip
+        self.file.param.watch(self._chosen, "value")
+        self.answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
+        heading = pmui.Typography("Turn while it trains", variant="subtitle2", margin=(8, 0, 0, 0))
+        self._show_choices()
+        self._show_sliders()
+        return [self.choices, heading, self.sliders]
+
+    def _show_choices(self) -> None:
+        """What a session starts from; any change starts a new one."""
+        desk, found = self.desk, []
+        found.append(self._select("Data", "data", self._data_options()))
+        if desk.own["data"] is None:
+            found += [self.file, self.answer]
+        found.append(self._select("Model", "model", self._options("models", "model")))
+        if desk.settings["model"] == "mlp":
+            found += [self._init_control(hyper) for hyper in MLP.hypers.values()]
+        found.append(self._select("Optimizer", "optimizer", self._options("optimizers", "optimizer")))
+        seed = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
+        found.append(self._init_control(seed))
+        self.choices[:] = found
+
+    def _options(self, family: str, name: str) -> dict[str, str]:
+        own = self.desk.own[name]
+        mine = {f"Your own ({_called(own)})": OWN} if own is not None and not isinstance(own, str) else {}
+        if name == "model" and mine:
+            return mine
+        return {**mine, **{row.title: row.name for row in wb.catalogue(family)}}
+
+    def _data_options(self) -> dict[str, str]:
+        if self.desk.own["data"] is not None and not isinstance(self.desk.own["data"], str):
+            return {"Your own": OWN}
+        return {**self._options("datasets", "data"), **{file_name(key): key for key in self.desk.uploads}}
+
+    def _select(self, label: str, name: str, options: dict[str, str]) -> pmui.Select:
+        value = self.desk.settings[name]
+        select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
+        select.param.watch(lambda event: self.desk.choose(**{name: event.new}), "value")
+        return select
+
+    def _init_control(self, hyper: wb.Hyper) -> Any:
+        desk = self.desk
+
+        def chosen(value: Any) -> None:
+            desk.do(lambda: desk._choose({hyper.name: value}), newest=f"choose {hyper.name}")
+
+        return HyperControl(hyper, desk.settings[hyper.name], chosen).view
+
+    def _show_sliders(self) -> None:
+        session = self.desk.session
+        self._routine = session.routine
+        self.hyper = {
+            name: HyperControl(hyper, session.hyper[name], self._turner(name))
+            for name, hyper in session.routine.hypers.items()
+        }
+        self.sliders[:] = [control.view for control in self.hyper.values()]
+
+    def _turner(self, name: str) -> Callable[[Any], None]:
+        return lambda value: self.desk.turn(name, value)
+
+    def refresh(self) -> None:
+        values = self.desk.session.hyper
+        for name, control in self.hyper.items():
+            if name in values:
+                control.show(values[name])
+        self.cost.object = html.escape(f"Training and held-out curves {self.desk.costs}.")
+
+    def _settings(self) -> None:
+        if self.desk.session.routine is not self._routine:
+            self._show_choices()
+            self._show_sliders()
+        super()._settings()
+
+    # ---- uploads
+
+    def _chosen(self, event: Any) -> None:
+        if event.new:
+            self.answer.param.update(object="Reading…", severity="info", visible=True)
+            self.desk.upload(str(self.file.filename), bytes(event.new))
+            self.file.clear()
+
+    def _uploaded(self, text: str, kind: str) -> None:
+        self.answer.param.update(object=html.escape(text), severity=kind, visible=True)
+        self._show_choices()
+
+    # ---- transport
+
+    def _transport(self) -> Any:
+        """The shared transport, and the two ways out of an explosion."""
+        desk, look = self.desk, {"size": "small", "variant": "outlined", "margin": (4, 2)}
+        back = pmui.Button(label=f"Back {BACK}", icon="fast_rewind", description=f"{BACK} steps back", **look)
+        half = pmui.Button(
+            label="Branch at half the rate", icon="call_split", description="Keep this line; a new one with lr / 2", **look
+        )
+        back.on_click(lambda event: desk.retreat())
+        half.on_click(lambda event: desk.halve())
+        column = super()._transport()
+        column.append(pn.FlexBox(back, half, align_items="center", margin=0))
+        return column
+
+    # ---- tabs
+
+    def tabs(self) -> list[tuple[str, Any]]:
+        fill = {"sizing_mode": "stretch_both", "margin": 0}
+        about = pn.pane.Markdown(ABOUT, sizing_mode="stretch_width", margin=(0, 8))
+        words = pn.pane.HTML(
+            "The gradient is that of the loss over all training samples.", margin=(0, 8), styles={"font-size": "12px"}
+        )
+        scroll = {"overflow": "auto"}
+        return [
+            ("Curves", pn.Column(self.log, self.loss, self.scores, self.cost, **fill)),
+            ("Mistakes", pn.Column(self.headline, self.tiles, self.worst, **fill, styles=scroll)),
+            ("Layers", pn.Column(self.weights, self.gradients, words, **fill)),
+            ("Confusion", pn.Column(self.matrix, **fill, styles=scroll)),
+            ("About", pn.Column(about, **fill, styles=scroll)),
+        ]
+
+    def page(self) -> Any:
+        made = super().page()
+        self.tabs_view.param.watch(lambda event: self._draw(), "active")
+        self._draw()
+        return made
+
+    def close(self) -> None:
+        super().close()
+        self.tiles.close()
+
+    def restyle(self) -> None:
+        self.tiles.theme = self.theme
+        self._draw()
+
+    @property
+    def theme(self) -> str:
+        """ "light" or "dark"."""
+        return "dark" if self.dark else "light"
+
+    def _draw(self) -> None:
+        """The tab in front, as the desk stands."""
+        if self.desk.closed or not hasattr(self, "tabs_view"):
+            return
+        draw = (self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_confusion)
+        active, now = self.tabs_view.active, time.perf_counter()
+        slow = active in (1, 3) and self.desk.session.playing and now - self._drawn < SLOW_SECONDS
+        if active < len(draw) and not slow:
+            self._drawn = now
+            draw[active]()
+
+    def _draw_curves(self) -> None:
+        desk = self.desk
+        lines = [line for i, line in enumerate(desk.lines) if i != desk.live] + [desk.line]
+        losses = [one for line in lines for one in self._losses(line)]
+        scores = [one for line in lines for one in self._scores(line)]
+        cursor, classes = desk.session.index, bool(desk.data.classes)
+        log = self.log.value and all(np.nanmin(one["values"], initial=np.inf) > 0 for one in losses)
+        loss = curves(losses, title="Loss, mean per sample", log=log, theme=self.theme, cursor=cursor)
+        self.loss.object = _named(loss)
+        title = "Accuracy, share classified right" if classes else "R², share of the variance explained"
+        bounds = None if classes else _r2_bounds(scores)
+        self.scores.object = _named(curves(scores, title=title, theme=self.theme, cursor=cursor, bounds=bounds))
+
+    def _style(self, line: Any) -> dict[str, Any]:
+        return {} if line is self.desk.line else {"dash": "dash", "opacity": 0.55, "width": 1.4}
+
+    def _losses(self, line: Any) -> list[dict[str, Any]]:
+        colours, live = palette.LIGHT if self.theme == "light" else palette.DARK, line is self.desk.line
+        tail = "" if live else f", line {line.label}"
+        found = []
+        steps, arrays = line.session.trace()
+        if live and arrays:
+            thin = {"colour": MUTED[self.theme], "width": 1.0, "opacity": 0.75}
+            found.append({"name": "minibatch", "steps": steps, "values": arrays["loss"][:, 0], **thin})
+        marks, rows = self.desk.measures.arrays(line.session)
+        if rows:
+            for name, key, colour in (("training", "train_loss", 0), ("held-out", "heldout_loss", 1)):
+                look = {"colour": colours[colour], "markers": live and len(marks) < 40, **self._style(line)}
+                found.append({"name": name + tail, "steps": marks, "values": rows[key], **look})
+        return found
+
+    def _scores(self, line: Any) -> list[dict[str, Any]]:
+        colours, live = palette.LIGHT if self.theme == "light" else palette.DARK, line is self.desk.line
+        tail = "" if live else f", line {line.label}"
+        marks, rows = self.desk.measures.arrays(line.session)
+        if not rows:
+            return []
+        return [
+            {"name": name + tail, "steps": marks, "values": rows[key], "colour": colours[c]}
+            | {"markers": live and len(marks) < 40, **self._style(line)}
+            for name, key, c in (("training", "train_score", 0), ("held-out", "heldout_score", 1))
+        ]
+
+    def _draw_layers(self) -> None:
+        desk = self.desk
+        marks, rows = desk.measures.arrays(desk.session)
+        colours = palette.LIGHT if self.theme == "light" else palette.DARK
+        names = desk.session.routine.model.names
+        for pane, key, title in (
+            (self.weights, "weight_norms", "Norm of each block of weights"),
+            (self.gradients, "grad_norms", "Norm of the full training gradient in each block"),
+        ):
+            series = [
+                {"name": name, "steps": marks, "values": rows[key][:, i], "colour": colours[i % 8], "dash": DASHES[i // 8 % 3]}
+                for i, name in enumerate(names[:24])
+                if rows
+            ]
+            log = key == "grad_norms"
+            pane.object = _named(curves(series, title=title, log=log, theme=self.theme, cursor=desk.session.index))
+
+    def _draw_mistakes(self) -> None:
+        picture, answers, picked = self.desk.picture(), self.desk.answers(), self.desk.picked
+        self.headline.object = f"<span role='status'>{html.escape(picture.headline(answers, picked))}</span>"
+        images = picture.tiles(answers, picked)
+        self.tiles.visible, self.worst.visible = images is not None, images is None
+        if images is not None:
+            self.tiles.show(scene=Scene(axes=False), frame=Frame(step=self.desk.session.index, layers=[images]))
+        else:
+            self.worst.object = picture.table(answers, picked)
+
+    def _draw_confusion(self) -> None:
+        self.matrix.object = self.desk.picture().confusion(self.desk.answers())
+
+
+DASHES = ("solid", "dash", "dot")
+
+
+def _named(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure with a legend under its title."""
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}, "bgcolor": "rgba(0,0,0,0)"}
+    layout = {**figure["layout"], "showlegend": True, "legend": legend, "hovermode": "x unified"}
+    layout["margin"] = {**layout["margin"], "t": 52}
+    layout["title"] = {**layout["title"], "y": 0.99, "yanchor": "top", "yref": "container"}
+    return {**figure, "layout": layout}
+
+
+def _r2_bounds(series: list[dict[str, Any]]) -> tuple[float, float]:
+    """The part of R² worth looking at: what exploded leaves the picture below."""
+    values = np.concatenate([one["values"] for one in series]) if series else np.zeros(1)
+    known = values[np.isfinite(values)]
+    return (max(-1.0, float(known.min(initial=0.0))), 1.0)
+
+
+def _called(thing: Any) -> str:
+    return thing.__name__ if isinstance(thing, type) else type(thing).__name__
