@@ -94,6 +94,15 @@ class Server:
             OSError: when the port is taken.
         """
         import panel as pn
+
+        self.prepare()
+        where = {"port": self.port, "address": self.address, "websocket_origin": self.origins}
+        quiet = {"show": False, "verbose": False, "session_token_expiration": EXPIRY_SECONDS}
+        return pn.serve(self.pages, threaded=threaded, **where, **quiet, **self.options())
+
+    def prepare(self) -> None:
+        """What this process needs so that pages stay quick."""
+        import panel as pn
         import torch
 
         from widgets.player import set_nodelay
@@ -103,19 +112,11 @@ class Server:
         torch.set_num_threads(1)
         pn.config.reconnect = True
         pn.config.index_titles = {f"/{name}": f"{title}: {line}" for name, (_, title, line) in APPS.items()}
+
+    def options(self) -> dict[str, Any]:
+        """Further options of the listening server: the page that lists the apps, the password."""
         auth = {"basic_auth": self.password, "cookie_secret": secrets.token_urlsafe(32)} if self.password else {}
-        return pn.serve(
-            self.pages,
-            port=self.port,
-            address=self.address,
-            websocket_origin=self.origins,
-            show=False,
-            verbose=False,
-            threaded=threaded,
-            index=str(Path(__file__).with_name("index.html")),
-            session_token_expiration=EXPIRY_SECONDS,
-            **auth,
-        )
+        return {"index": str(Path(__file__).with_name("index.html")), **auth}
 
 
 def _free_port(address: str) -> int:

@@ -5,8 +5,8 @@ straight-line arithmetic of one run is left: the compiler vectorises it over run
 made. The number of runs, the number of steps and the hyperparameters (one number, or one a run) are arguments: none
 of them ever compiles anything again.
 
-Sums, products, quotients and roots are rounded as in eager code, in the same order and without fused multiply-adds;
-transcendental functions differ in the last digits.
+Sums, products and quotients are those of eager code, in its order and without fused multiply-adds of our own; roots
+and transcendental functions may differ from it in the last digits.
 """
 
 import _ctypes
@@ -168,13 +168,16 @@ class Writer:
         return each(one, array)
 
 
-def expression(name: str, operands: Sequence[torch.dtype], dtype: torch.dtype, count: int) -> tuple[str, torch.dtype]:
-    """(C++ of an operation that acts number by number, the type its operands are brought to)."""
+def expression(name: str, operands: Sequence[Any], dtype: torch.dtype) -> tuple[str, torch.dtype]:
+    """(C++ of an operation that acts number by number, the type its operands are brought to).
+
+    Args:
+        operands: what torch would promote: empty tensors, and plain numbers.
+        dtype: of the result.
+    """
+    count = len(operands)
     if name in COMPARISONS:
-        common = operands[0]
-        for other in operands[1:]:
-            common = torch.promote_types(common, other)
-        return f"{{0}} {COMPARISONS[name]} {{1}}", common
+        return f"{{0}} {COMPARISONS[name]} {{1}}", torch.result_type(*operands)
     if name in ("add", "sub") and count == 3:
         return f"{{0}} {'+' if name == 'add' else '-'} {{2}} * {{1}}", dtype
     if name in ARITHMETIC:
@@ -272,7 +275,7 @@ class Reader:
             return np.full(shape, None, object)
         try:
             return np.asarray(self._call(node, name, shape), object)
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, KeyError, TypeError) as error:
             raise NotElementwise(f"{name}: {error}") from error
 
     def _call(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -308,7 +311,8 @@ class Reader:
         kinds = [self.values[a].dtype if isinstance(a, fx.Node) else None for a in args]
         if name == "where":
             return each(lambda *terms: self._choose(dtype, *terms), *arrays)
-        template, kind = expression(name, [k for k in kinds if k is not None], dtype, len(args))
+        operands = [a if k is None else torch.empty((1,) * n.ndim, dtype=k) for a, k, n in zip(args, kinds, arrays, strict=True)]
+        template, kind = expression(name, operands, dtype)
 
         def one(*terms: Any) -> Any:
             if any(isinstance(term, str) or term is None for term in terms):
@@ -437,8 +441,11 @@ extern "C" void loop(int64_t runs, int64_t steps, int64_t block, int64_t threads
 }}
 """
 
-LANES, BLOCK = 64, 1024
+LANES, BLOCK = 64, 512
 """Runs advanced together through time (their state stays in the first-level cache), and runs a thread takes at once."""
+
+THREAD_WORTH = 2**26
+"""Operations below which a further thread costs more than it saves."""
 
 FLAGS = "-O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd -fPIC -shared -pthread -w -x c++".split()
 
@@ -484,6 +491,9 @@ def traced(step: Callable, inputs: Sequence[Input]) -> fx.GraphModule:
             made = make_fx(step, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*(i.example() for i in inputs))
     except Exception as error:  # noqa: BLE001 - whatever a step does that cannot be traced, other code can run it
         raise NotElementwise(f"tracing failed: {error}") from error
+    changed = [n.target for n in made.graph.nodes if getattr(getattr(n.target, "_schema", None), "is_mutable", False)]
+    if changed:
+        raise NotElementwise(f"{changed[0]}, which changes a tensor in place")
     made.graph.eliminate_dead_code()
     return made
 
@@ -600,6 +610,7 @@ class Loop:
     def __init__(self, step: Callable, inputs: Sequence[Input], points: int) -> None:
         self.inputs, self.points = tuple(inputs), points
         self.text = source(step, inputs, points)
+        self._operations = self.text.count("const")
         self._library = build(self.text)
         self._library.loop.restype = None
         self._library.loop.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_void_p] * 4
@@ -614,6 +625,6 @@ class Loop:
         strides = (ctypes.c_int64 * len(held))(*(t.ndim for t in held))
         targets = (ctypes.c_void_p * len(new))(*(t.data_ptr() for t in new))
         steps = points.shape[0]
-        busy = max(1, min(threads, runs * steps * len(self.text) // 2**31, -(-runs // BLOCK)))
+        busy = min(threads, -(-runs // BLOCK), 1 + runs * steps * self._operations // THREAD_WORTH)
         self._library.loop(runs, steps, BLOCK, busy, sources, strides, targets, points.data_ptr())
         return new

@@ -136,6 +136,11 @@ class Session:
         with self._turn():
             return self._timeline.trace.since(since) if since else self._timeline.trace.arrays()
 
+    def kept(self, since: int = 0) -> list[tuple[int, Any]]:
+        """(step, state) of the snapshots of this line of time from step `since` on; older ones have thinned out."""
+        with self._turn():
+            return self._timeline.snapshots.since(since)
+
     def worst_seek(self) -> float:
         """Seconds the slowest seek would take: the widest gap between snapshots times the time of a step."""
         with self._turn():

@@ -55,6 +55,10 @@ class Snapshots:
         found = self._steps[bisect.bisect_right(self._steps, step) - 1]
         return found, self._states[found]
 
+    def since(self, step: int) -> list[tuple[int, Any]]:
+        """(step, state) of what is kept from `step` on."""
+        return [(k, self._states[k]) for k in self._steps[bisect.bisect_left(self._steps, step) :]]
+
     def upto(self, step: int) -> "Snapshots":
         """The part up to and including `step`; the states themselves are shared."""
         return self._some(self._steps[: bisect.bisect_right(self._steps, step)])

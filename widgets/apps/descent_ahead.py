@@ -23,9 +23,9 @@ SLICE_SECONDS = 0.05
 def first_rate(routine: Descent, start: Any, seed: int, twin: int = 0) -> float | None:
     """A first `lr` worth watching, None for a method without one: the trial rate that is lowest after 150 steps.
 
-    Of the rates 1, 2, 5 × 10⁻⁷ … 10⁰ those count that neither diverge nor leave the domain from this start, take no step
-    over a quarter of it, and at first steps of at most 1.5 % of it on average; when none does, the smallest. The second of two alike (`twin` 1) starts at a third,
-    and so on, so that they can be told apart.
+    Of the rates 1, 2, 5 × 10⁻⁷ … 10⁰ those count that neither diverge nor leave the domain from this start, take no
+    step over a quarter of it, and at first steps of at most 1.5 % of it on average; when none does, the smallest. The
+    second of two alike (`twin` 1) starts at a third, and so on, so that they can be told apart.
     """
     if "lr" not in routine.hypers:
         return None

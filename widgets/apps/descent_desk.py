@@ -8,6 +8,7 @@ import contextlib
 import math
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import contourpy
@@ -134,7 +135,7 @@ class DescentDesk(Desk):
         self.do(lambda: self._choose(settings), newest=newest)
 
     def choose_text(self, text: str) -> None:
-        """An expression as the surface; what is wrong with it is told by the signal "expression", "" when nothing is."""
+        """An expression as the surface; the signal "expression" tells what is wrong with it, "" when nothing is."""
         self.do(lambda: self._choose_text(text), newest="expression")
 
     def add(self, name: str) -> None:
@@ -184,7 +185,7 @@ class DescentDesk(Desk):
         )
 
     def frame(self, session: wb.Session | None = None) -> Frame:
-        """Paths and heads of the live line, the others faded, the fan; of another session (an export's) itself alone."""
+        """Paths and heads of the live line, the others faded, the fan; another session (an export's) stands alone."""
         alone, live = session is not None, session or self.session
         index, state = live.now
         heads = np.concatenate([part.x.numpy() for part in state.parts], 1).T
@@ -255,7 +256,7 @@ class DescentDesk(Desk):
 
     def _line_curves(self, session: wb.Session, theme: str, *, live: bool) -> list[list[dict[str, Any]]]:
         track, palette = self.track(session), DARK if theme == "dark" else LIGHT
-        steps, losses, slopes = track.measured()
+        steps, losses, slopes = self._with_head(session, *track.measured())
         style = {"dash": "solid", "opacity": 1.0} if live else {"dash": "dash", "opacity": 0.45}
         rows = []
         for i, label in enumerate(self.labels):
@@ -268,6 +269,16 @@ class DescentDesk(Desk):
             rows.append(row)
         return rows
 
+    def _with_head(self, session: wb.Session, steps: Any, losses: Any, slopes: Any) -> tuple[Any, Any, Any]:
+        """The same and where the session stands, when that is the furthest it has been: no step measured it yet."""
+        index, state = session.now
+        if index < session.head:
+            return steps, losses, slopes
+        heads = np.concatenate([part.x.numpy() for part in state.parts], 1)
+        gone = state.diverged.numpy() >= 0
+        ends = [np.where(gone, np.nan, part)[None] for part in values(self.objective, heads)]
+        return np.append(steps, index), np.concatenate([losses, ends[0]]), np.concatenate([slopes, ends[1]])
+
     def tick(self, session: wb.Session) -> None:
         """Says once when every method has diverged, and what to do."""
         lost = self.all_lost
@@ -279,10 +290,7 @@ class DescentDesk(Desk):
 
     def series(self, steps: list[int]) -> dict[str, Any]:
         """Loss (less the minimum) of every method at these steps, for the exported page."""
-        at, losses, _ = self.track(self.session).measured()
-        heads = np.concatenate([part.x.numpy() for part in self.session.state.parts], 1)
-        last = np.where(self.session.state.diverged.numpy() >= 0, np.nan, values(self.objective, heads)[0])
-        losses, at = np.concatenate([losses, last[None]]), np.append(at, self.session.head)
+        at, losses, _ = self._with_head(self.session, *self.track(self.session).measured())
         rows = np.searchsorted(at, steps)
         return {label: self.gap(losses[rows, i]) for i, label in enumerate(self.labels)}
 
@@ -342,7 +350,7 @@ class DescentDesk(Desk):
         place, edits = old.index, old.edits
         try:
             self.settings = self.check_settings({**before, "methods": methods})
-            self.first = {name: value for name, value in old.first.items() if name.rpartition(".")[0] in methods}
+            self.first = self._for_methods(old.first, methods)
             fresh = self.build()
         except ValueError:
             self.settings = before
@@ -352,19 +360,21 @@ class DescentDesk(Desk):
         self.lines, self.live = [type(self.line)("A", fresh)], 0
         fresh.listen(self._tick)
         self.tell("settings")
-        self._keep_noise(fresh)
-        still = [edit for edit in edits if edit.step <= place and edit.target in fresh.routine.hypers]
-        self._relive(fresh, still, place)
+        still = [(edit.step, self._for_methods({edit.target: edit.value}, methods)) for edit in edits]
+        turned = [(step, name, value) for step, row in still if step <= place for name, value in row.items()]
+        self._relive(fresh, turned, place)
         if playing:
             fresh.play(self.speed)
         self._fan()
 
-    def _keep_noise(self, session: wb.Session) -> None:
-        """A method that joins sees the surface as the first one does."""
-        shared = [name for name in self.objective.hypers if self.objective.hypers[name].kind == "value"]
-        for name in shared:
-            value = session.hyper[f"{self.labels[0]}.{name}"]
-            session.set(**{f"{label}.{name}": value for label in self.labels})
+    def _for_methods(self, given: Mapping[str, Any], methods: list[str]) -> dict[str, Any]:
+        """Values by full name for these methods: those of the methods that stay, and the surface's for all of them."""
+        found = {}
+        for full, value in given.items():
+            label, _, name = full.rpartition(".")
+            whose = methods if name in self.objective.hypers else [label]
+            found |= {f"{each}.{name}": value for each in whose if each in methods}
+        return found
 
     def _turn_all(self, values: Any) -> None:
         super()._turn_all(values)

@@ -1,7 +1,8 @@
-"""The page of the Descent app: surface and methods at the side; curves, fan, heat map, 3-D and sources beside the picture."""
+"""The page of the Descent app: surface and methods at the side, five tabs beside the picture."""
 
 import functools
 import html
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,11 +13,13 @@ import workbench as wb
 from widgets.apps.descent_desk import MARKS, MOST, DescentDesk, method_name
 from widgets.apps.descent_tabs import AboutTab, CurvesTab, FanTab, HeatTab, SpaceTab
 from widgets.apps.shell import FIELD, Shell
-from widgets.controls import HyperControl
+from widgets.sliders import HyperControl
 from widgets.palette import DARK, LIGHT
 
 OWN = "your own expression"
 SIGNS = dict(zip(MARKS, "●■▲◆✚★", strict=True))
+REST = 8
+"""While it plays, a tab rests so many times as long as it took to draw: figures must not slow the picture."""
 FIRST = 3
 """Hyperparameters a card shows before "more"."""
 ERROR = {"color": "var(--mui-palette-error-main, #c62828)", "overflow-wrap": "anywhere"}
@@ -60,7 +63,7 @@ class DescentShell(Shell):
         self.desk.on("fan", lambda: self.later("fan", self._draw_tab))
         self.desk.on("expression", lambda text: self.later("expression", lambda: self.show_error(text)))
         self.desk.on("heat", lambda: self.later("heat", self._draw_tab))
-        self._draw_tab()
+        pn.state.onload(self._draw_tab)  # once the page's theme stands: it restyles figures that are there before
         return page
 
     def restyle(self) -> None:
@@ -192,8 +195,13 @@ class DescentShell(Shell):
     def _draw_tab(self, *, often: bool = False) -> None:
         """Bring the tab that is open up to date; those that are not cost nothing."""
         part = self.parts[self.tabs_view.active] if hasattr(self, "tabs_view") else None
-        if part is not None and (part.often or not often or not self.desk.session.playing):
-            part.draw()
+        playing, now = self.desk.session.playing, time.perf_counter()
+        if part is None or (often and playing and (not part.often or now < self._rest_until)):
+            return
+        part.draw()
+        self._rest_until = now + REST * (time.perf_counter() - now)
+
+    _rest_until = 0.0
 
 
 def page(query: dict[str, str], runs: Any) -> DescentShell:

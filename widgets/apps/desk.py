@@ -126,9 +126,11 @@ class Desk:
             words.append(session.stopped)
         return " · ".join(words)
 
-    def on(self, signal: str, callback: Callable) -> None:
-        """Call back when something changed; from the desk's or the session's thread."""
-        self._signals.setdefault(signal, []).append(callback)
+    def on(self, signal: str, callback: Callable) -> Callable[[], None]:
+        """Call back when something changed, from the desk's or the session's thread; returns what ends that."""
+        listeners = self._signals.setdefault(signal, [])
+        listeners.append(callback)
+        return lambda: listeners.remove(callback) if callback in listeners else None
 
     def tell(self, signal: str, *args: Any) -> None:
         """Tell the listeners of a signal."""
@@ -331,7 +333,10 @@ class Desk:
             except ValueError as error:
                 errors.append(str(error))
         if wanted["edits"] or wanted["step"]:
-            self.do(lambda: self._relive(session, wanted["edits"], wanted["step"]))
+            if threading.current_thread() is self._thread:
+                self._relive(session, wanted["edits"], wanted["step"])
+            else:
+                self.do(lambda: self._relive(session, wanted["edits"], wanted["step"]))
         return errors
 
     def _relive(self, session: wb.Session, edits: Any, end: int) -> None:
@@ -432,7 +437,8 @@ class Desk:
         if session is not self.session or self.closed:
             return
         now = time.perf_counter()
-        if now - self._last["frame"] >= self.frame_seconds and self.can_draw():
+        due = now - self._last["frame"] >= self.frame_seconds and self.can_draw()
+        if due or not session.playing:  # the picture a run stops at is always shown
             self._last["frame"] = now
             self.tell("frame", self.frame())
         if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:

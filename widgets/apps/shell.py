@@ -23,8 +23,8 @@ MAIN = """
 :host { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 34%); grid-template-rows: minmax(0, 1fr) auto;
         grid-template-areas: "picture side" "transport side"; gap: 8px 12px; height: calc(100dvh - 84px); width: 100%; }
 @media (max-width: 1000px) {
-  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh auto auto;
-          grid-template-areas: "picture" "transport" "side"; height: auto; } }
+  :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh max-content minmax(560px, max-content);
+          grid-template-areas: "picture" "transport" "side"; height: auto !important; flex: none !important; } }
 """
 FIELD = {"sizing_mode": "stretch_width", "margin": (4, 0), "size": "small"}
 
@@ -84,15 +84,17 @@ class Shell:
     def page(self) -> pmui.Page:
         """The whole page."""
         desk = self.desk
+        side = [*self.controls(), pmui.Divider(margin=(8, 0)), *self._exports(), *self._runs()]
         self.page_ = pmui.Page(
             title=desk.title,
             main=[self._main()],
-            sidebar=[*self.controls(), pmui.Divider(margin=(8, 0)), *self._exports(), *self._runs()],
+            sidebar=[pn.Column(*side, sizing_mode="stretch_width", margin=(8, 14))],
             sidebar_width=340,
             sidebar_open=_is_wide(),
             header=[_home_link()],
             main_width=None,
             theme_toggle=True,
+            sx={"& .main-content": {"overflow": "hidden auto !important"}},  # Page forbids scrolling; a phone needs it
         )
         self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
         self._theme(self.page_.dark_theme)

@@ -26,6 +26,7 @@ from workbench.problems.networks import MLP
 OWN = "own"
 BACK = 50
 """Steps that the way out of an explosion goes back."""
+WAY_OUT = f"Go back {BACK} steps, then branch with half the rate"
 EXPLODED = 1000.0
 """A minibatch loss of this many times the first one (or of 1, if that is more) stops a playing run."""
 REPLAYED = 100_000
@@ -251,7 +252,9 @@ class TrainingDesk(Desk):
         if "lr" not in session.hyper:
             raise ValueError(f"expected an optimizer with a rate lr to halve, got {self.settings['optimizer']!r}")
         if session.status != ["ok"]:
-            raise ValueError(f"expected a sound state to branch from, got one that {session.status[0]}; go back first")
+            raise ValueError(f"expected a sound state to branch from, got one that {session.status[0]}: go back first")
+        if self._exploded_here():
+            raise ValueError(f"expected a sound state to branch from, got an exploded loss: go back {BACK} steps first")
         self._branch()
         self.session.set(lr=session.hyper["lr"] / 2)
 
@@ -313,12 +316,14 @@ class TrainingDesk(Desk):
 
     def status(self) -> str:
         session = self.session
-        words = super().status()
-        if session.status != ["ok"]:
-            words += f": the numbers are no longer finite. Go back {BACK} steps, then branch with a lower rate"
-        elif self.trouble:
-            words = f"step {session.index:,} of {session.head:,} · {self.trouble}"
-        return words
+        return f"step {session.index:,} of {session.head:,} · the loss exploded here" if self.trouble else super().status()
+
+    @property
+    def advice(self) -> str:
+        """What to do when a run has stopped by itself; "" otherwise."""
+        if self.trouble or self.session.status == ["ok"]:
+            return self.trouble
+        return f"The numbers are no longer finite here ({self.session.status[0]}). {WAY_OUT}."
 
     @property
     def costs(self) -> str:
@@ -368,10 +373,9 @@ class TrainingDesk(Desk):
         session.seek(step)
         value = f"{loss:.3g}" if math.isfinite(loss) else "not finite"
         self.trouble = (
-            f"stopped: the loss exploded, it was {value} at step {step:,}, over {limit:.3g}. "
-            f"Go back {BACK} steps and branch with a lower rate; Play goes on regardless"
+            f"Stopped: the minibatch loss exploded, it is {value} at step {step:,}, above {limit:.3g} "
+            f"({EXPLODED:,.0f} times the first). {WAY_OUT}; Play goes on regardless."
         )
-        self.tell("message", self.trouble[0].upper() + self.trouble[1:] + ".", "warning")
 
     def _show(self) -> None:
         if self.trouble and not self._exploded_here():

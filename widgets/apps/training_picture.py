@@ -21,7 +21,8 @@ MOST = 2000
 TILES = 60
 SHAPES = ("dot", "square", "triangle", "diamond", "plus", "star", "ring")
 """Marks of the classes: colour is the class modulo 8, shape modulo 7, so 56 classes differ. A cross means wrong."""
-EDGE = 1.28
+EDGE, ROOM = 1.34, 0.16
+"""How far the picture reaches beyond the circle, and further below for the caption."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,12 +100,12 @@ class Picture:
     def _corner_scene(self) -> Scene:
         named = len(self.classes) <= 24
         marks = [
-            Marker(1.13 * x, 1.13 * y, self.classes[c][:20] if named else "", SHAPES[c % 7], c % 8)
+            Marker(1.2 * x, 1.2 * y, self.classes[c][:20] if named else "", SHAPES[c % 7], c % 8)
             for c, (x, y) in enumerate(self.corners.tolist())
         ]
         ring = np.concatenate([self.corners, self.corners[:1]])
         return Scene(
-            x=(-EDGE, EDGE), y=(-EDGE, EDGE), equal=True, markers=marks, title=self._title(),
+            x=(-EDGE, EDGE), y=(-EDGE - ROOM, EDGE), equal=True, markers=marks, title=self._title(),
             contours=Paths(ring[:, 0], ring[:, 1]), legend=[LegendEntry("wrong", 7, "cross")],
             x_label="place = Σ p(class) · corner of the class; colour and shape: true class", y_label="",
         )  # fmt: skip

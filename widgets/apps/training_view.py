@@ -14,7 +14,7 @@ from widgets import palette
 from widgets.apps.curves import curves
 from widgets.apps.shell import FIELD, Shell
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name
-from widgets.controls import HyperControl
+from widgets.sliders import HyperControl
 from widgets.player import Frame, Scene, ServedPlayer
 from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
@@ -148,6 +148,8 @@ class TrainingShell(Shell):
         for name, control in self.hyper.items():
             if name in values:
                 control.show(values[name])
+        advice = self.desk.advice
+        self.advice.param.update(object=html.escape(advice), visible=bool(advice))
         self.cost.object = html.escape(f"Training and held-out curves {self.desk.costs}.")
 
     def _settings(self) -> None:
@@ -180,7 +182,8 @@ class TrainingShell(Shell):
         back.on_click(lambda event: desk.retreat())
         half.on_click(lambda event: desk.halve())
         column = super()._transport()
-        column.append(pn.FlexBox(back, half, align_items="center", margin=0))
+        self.advice = pmui.Alert(object="", severity="warning", visible=False, margin=(2, 0), sizing_mode="stretch_width")
+        column.extend([self.advice, pn.FlexBox(back, half, align_items="center", margin=0)])
         return column
 
     # ---- tabs
@@ -202,8 +205,8 @@ class TrainingShell(Shell):
 
     def page(self) -> Any:
         made = super().page()
-        self.tabs_view.param.watch(lambda event: self._draw(), "active")
-        self._draw()
+        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
+        self._draw_twice()
         return made
 
     def close(self) -> None:
@@ -212,12 +215,20 @@ class TrainingShell(Shell):
 
     def restyle(self) -> None:
         self.tiles.theme = self.theme
-        self._draw()
+        self._draw_twice()
 
     @property
     def theme(self) -> str:
         """ "light" or "dark"."""
         return "dark" if self.dark else "light"
+
+    def _draw_twice(self) -> None:
+        """Now and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
+        self._draw()
+        doc = self.later.doc
+        if doc is not None and doc.session_context is not None:
+            for delay in (700, 2500):
+                doc.add_timeout_callback(self._draw, delay)
 
     def _draw(self) -> None:
         """The tab in front, as the desk stands."""
@@ -236,7 +247,7 @@ class TrainingShell(Shell):
         losses = [one for line in lines for one in self._losses(line)]
         scores = [one for line in lines for one in self._scores(line)]
         cursor, classes = desk.session.index, bool(desk.data.classes)
-        log = self.log.value and all(np.nanmin(one["values"], initial=np.inf) > 0 for one in losses)
+        log = self.log.value and not any(np.any(np.less(one["values"], 0)) for one in losses)
         loss = curves(losses, title="Loss, mean per sample", log=log, theme=self.theme, cursor=cursor)
         self.loss.object = _named(loss)
         title = "Accuracy, share classified right" if classes else "R², share of the variance explained"

@@ -104,6 +104,17 @@ class ServedPlayer(Events, JSComponent):
         if root is not None and self._docs.pop(root.ref["id"], None) is not None:
             self.feed.resume()  # on another page's loop, if there is one
 
+    def _update_model(self, events: Any, msg: dict[str, Any], root: Any, model: Any, doc: Any, comm: Any) -> None:
+        # Panel compares, searches for models and guards against echoes; bytes that only go down need none of that.
+        if msg.keys() <= {"scene", "frame"}:
+            model.data.update(**msg)
+        else:
+            super()._update_model(events, msg, root, model, doc, comm)
+
+    @property
+    def _linked_properties(self) -> tuple[str, ...]:
+        return ()  # the browser sends messages, it sets nothing
+
     def _server_event(self, doc: Document, event: Any) -> None:
         # Panel marks the whole server busy and idle again for every event: several milliseconds, sixty times a second.
         data = getattr(event, "data", None)

@@ -156,8 +156,8 @@ def chart(
     upright, said = _logarithmic(series, log)
     notes = [*notes, *said, *_missing(series, legend=scale is None)]
     figure = blank(theme, title, notes, uirevision=y_label, showlegend=scale is None and len(series) > 0)
-    figure.update_xaxes(title_text=x_label)
-    figure.update_yaxes(title_text=y_label)
+    figure.update_xaxes(title_text=x_label, type="linear")
+    figure.update_yaxes(title_text=y_label, type="linear")
     if upright:
         values = np.concatenate([one.finite for one in series])
         figure.update_yaxes(**log_axis(values.min(), values.max()))

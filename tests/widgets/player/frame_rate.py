@@ -39,6 +39,10 @@ requestAnimationFrame(draw);
 """
 
 
+VIEWPORT = {"width": 1440, "height": 900}
+DRAWN = "Object.values(window.__players)[0].drawn"
+
+
 def walk(points, frames=30):
     """(frames, 2, points) float32: points that wander inside ±4."""
     steps = np.random.default_rng(0).normal(scale=0.02, size=(frames, 2, points))
@@ -77,14 +81,8 @@ def serve(cloud, stop):
     )
 
 
-def open_served(page, url, traffic):
-    """Goes to the served page and waits until it plays; `traffic` collects [bytes up, bytes down]."""
-
-    def count(socket):
-        socket.on("framesent", lambda message: traffic.__setitem__(0, traffic[0] + len(message)))
-        socket.on("framereceived", lambda message: traffic.__setitem__(1, traffic[1] + len(message)))
-
-    page.on("websocket", count)
+def open_served(page, url):
+    """Goes to the served page and waits until it plays."""
     for _ in range(50):
         try:
             page.goto(url)
@@ -94,27 +92,37 @@ def open_served(page, url, traffic):
     page.wait_for_function("Object.values(window.__players ?? {})[0]?.drawn > 20")
 
 
+def traffic(page, url, seconds):
+    """Bytes a drawn frame, (up, down). On a page of its own: listening to a websocket costs frames."""
+    total = {"framesent": 0, "framereceived": 0}
+
+    def count(name):
+        return lambda message: total.__setitem__(name, total[name] + len(message))
+
+    page.on("websocket", lambda socket: [socket.on(name, count(name)) for name in total])
+    open_served(page, url)
+    before, first = dict(total), page.evaluate(DRAWN)
+    page.wait_for_timeout(1000 * seconds)
+    frames = page.evaluate(DRAWN) - first
+    return tuple((total[name] - before[name]) / frames for name in total)
+
+
 def measure(browser, points=10_000, seconds=5.0, rounds=3):
     """The rates, in a Playwright browser: {ours, bare, ratio, up, down, frame}, frames a second and bytes a frame."""
-    cloud, stop, traffic = walk(points), threading.Event(), [0, 0]
-    drawn = "Object.values(window.__players)[0].drawn"
+    cloud, stop = walk(points), threading.Event()
     bare_html = BARE % ",".join(f'"{base64.b64encode(z.tobytes()).decode()}"' for z in cloud)
-    ours, bare, bytes_up, bytes_down = [], [], [], []
+    ours, bare = [], []
     url, server = serve(cloud, stop)
     try:
         for _ in range(rounds):
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            open_served(page, url, traffic)
-            before, first = list(traffic), page.evaluate(drawn)
-            ours.append(rate(page, drawn, seconds))
-            frames = page.evaluate(drawn) - first
-            bytes_up.append((traffic[0] - before[0]) / frames)
-            bytes_down.append((traffic[1] - before[1]) / frames)
-            page.close()
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.set_content(bare_html)
-            bare.append(rate(page, "window.drawn", seconds))
-            page.close()
+            with browser.new_page(viewport=VIEWPORT) as page:
+                open_served(page, url)
+                ours.append(rate(page, DRAWN, seconds))
+            with browser.new_page(viewport=VIEWPORT) as page:
+                page.set_content(bare_html)
+                bare.append(rate(page, "window.drawn", seconds))
+        with browser.new_page(viewport=VIEWPORT) as page:
+            up, down = traffic(page, url, min(seconds, 2))
     finally:
         stop.set()
         server.stop()
@@ -123,8 +131,8 @@ def measure(browser, points=10_000, seconds=5.0, rounds=3):
         "ours": round(middle(ours), 1),
         "bare": round(middle(bare), 1),
         "ratio": round(middle(ours) / middle(bare), 3),
-        "up": round(middle(bytes_up)),
-        "down": round(middle(bytes_down)),
+        "up": round(up),
+        "down": round(down),
         "frame": len(encode_frame(Frame(0, [Points(*cloud[0])]))),
     }
 

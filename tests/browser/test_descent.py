@@ -1,0 +1,177 @@
+"""The Descent app as a person uses it: play, slide, go back, branch, take away, share."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+import workbench as wb
+
+TIMEOUT = 30_000
+PLAYER = "Object.values(window.__players)[0]"
+
+
+def open_app(page, url):
+    """Goes to the app; returns the page once the picture is drawn."""
+    page.goto(url, timeout=TIMEOUT)
+    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    return page
+
+
+def press(page, name):
+    page.get_by_role("button", name=name).first.click()
+
+
+def standing(page):
+    """(step, furthest step) as the page says."""
+    text = page.get_by_role("status").first.inner_text()
+    return tuple(int(number.replace(",", "")) for number in re.search(r"step ([\d,]+) of ([\d,]+)", text).groups())
+
+
+def until(page, holds, what):
+    """Waits until `holds()` is true."""
+    for _ in range(TIMEOUT // 100):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"expected {what}; the page says {page.get_by_role('status').first.inner_text()!r}")
+
+
+def linked(page, text):
+    """Waits until the address holds a text."""
+    until(page, lambda: text in page.url, f"{text!r} in the address, got {page.url}")
+
+
+def play_to(page, step):
+    press(page, "Play or pause")
+    until(page, lambda: standing(page)[0] >= step, f"step {step} to be passed while it plays")
+    press(page, "Play or pause")
+    linked(page, "step=")
+
+
+def quiet(page):
+    assert page.console_errors == []
+
+
+def download(page, name):
+    with page.expect_download(timeout=TIMEOUT) as caught:
+        page.get_by_role("button", name=name).last.click()
+    return caught.value.path()
+
+
+def test_it_plays_turns_while_it_plays_goes_back_and_branches(server, page):
+    open_app(page, f"{server}/descent")
+    press(page, "Play or pause")
+    until(page, lambda: standing(page)[0] > 20, "the step to move")
+    rate = page.get_by_role("slider", name="lr").first
+    rate.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowLeft")
+    until(page, lambda: standing(page)[0] > 60, "it to go on playing")
+    press(page, "Play or pause")
+    linked(page, "edits=")
+    stood, head = standing(page)
+    press(page, "One step back")
+    until(page, lambda: standing(page) == (stood - 1, head), "one step back")
+    press(page, "Branch")
+    until(page, lambda: standing(page) == (stood - 1, stood - 1), "a line of time that ends here")
+    expect(page.get_by_role("combobox", name="line")).to_contain_text("B")
+    quiet(page)
+
+
+def test_keys_on_the_picture_move_and_set_the_start(server, page):
+    open_app(page, f"{server}/descent")
+    picture = page.get_by_role("img", name="Rosenbrock").first
+    picture.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    until(page, lambda: standing(page) == (3, 3), "three steps")
+    page.keyboard.press("ArrowLeft")
+    until(page, lambda: standing(page) == (2, 3), "one step back")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Enter")
+    linked(page, "start=")
+    until(page, lambda: standing(page) == (0, 0), "a new beginning")
+    quiet(page)
+
+
+def test_what_is_taken_away_is_right(server, new_page, tmp_path):
+    page = open_app(new_page(), f"{server}/descent")
+    play_to(page, 30)
+    step = standing(page)[0]
+    script = download(page, "Python script")
+    code = script.read_text() + "\nprint('AT', session.index, session.state.parts[2].x.flatten().tolist())\n"
+    (tmp_path / "run.py").write_text(code)
+    ran = subprocess.run([sys.executable, tmp_path / "run.py"], capture_output=True, text=True, check=True, timeout=120)
+    record = wb.record.xr.open_dataset(download(page, "Record"), engine="h5netcdf")
+    assert record["step"].values[-1] == step
+    at = record["x"].values[2, -1].tolist()
+    assert f"AT {step} {at}" in ran.stdout
+    with page.expect_download(timeout=TIMEOUT) as caught:
+        press(page, "Picture (.png)")
+    with Image.open(caught.value.path()) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 300
+    (tmp_path / "run.html").write_bytes(download(page, "Page that plays").read_bytes())
+    replay = new_page()
+    replay.goto((tmp_path / "run.html").as_uri())
+    replay.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    replay.keyboard.press("End")
+    quiet(page)
+    quiet(replay)
+
+
+def test_the_address_opens_the_same_step_and_two_visitors_do_not_see_each_other(server, new_page):
+    page = open_app(new_page(), f"{server}/descent?surface=himmelblau")
+    play_to(page, 15)
+    stood, rate = standing(page), page.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow")
+    other = open_app(new_page(), page.url)
+    until(other, lambda: standing(other)[0] == stood[0], f"step {stood[0]} from the address")
+    assert other.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow") == rate
+    expect(other.get_by_role("combobox", name="Surface")).to_contain_text("Himmelblau")
+    press(other, "Back to step 0")
+    until(other, lambda: standing(other) == (0, 0), "step 0")
+    assert standing(page) == stood
+    quiet(page)
+    quiet(other)
+
+
+def test_a_wrong_expression_says_what_is_wrong_and_a_right_one_is_drawn(server, page):
+    open_app(page, f"{server}/descent")
+    box = page.get_by_label("Your own expression")
+    box.fill("x**2 + zap(y)")
+    box.press("Enter")
+    expect(page.get_by_role("alert").filter(has_text="zap")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("img", name="Rosenbrock").first).to_be_visible()
+    box.fill("x**2 + 3*y**2")
+    box.press("Enter")
+    linked(page, "surface=")
+    expect(page.get_by_role("img", name="x**2 + 3*y**2").first).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("alert").filter(has_text="zap")).to_be_hidden()
+    quiet(page)
+
+
+def test_tabs_draw_and_the_heat_map_finishes(server, page):
+    open_app(page, f"{server}/descent")
+    page.get_by_role("tab", name="Fan").click()
+    page.get_by_label("Show the fan").check()
+    page.get_by_text("steps from step 0").first.wait_for(timeout=TIMEOUT)
+    page.get_by_role("tab", name="Heat map").click()
+    press(page, "Draw heat map")
+    page.get_by_text("loss after 200 steps").first.wait_for(timeout=TIMEOUT)
+    page.get_by_role("tab", name="About").click()
+    page.get_by_text("arXiv:1412.6980").first.wait_for(timeout=TIMEOUT)
+    quiet(page)
+
+
+def test_a_phone_shows_it_all_without_scrolling_sideways(server, new_page):
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+    agent = "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 Chrome/140.0 Mobile Safari/537.36"
+    page = open_app(new_page(**phone, user_agent=agent), f"{server}/descent")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    press(page, "One step on")
+    until(page, lambda: standing(page) == (1, 1), "one step")
+    quiet(page)
