@@ -3,6 +3,7 @@
 Not named `controls`: a module of that name would take the place of the function `widgets.controls`.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,30 @@ from widgets.scales import from_slider, slider_range, to_slider, words
 from workbench import Hyper
 
 ONE_LINE = {"sizing_mode": "stretch_width", "margin": (2, 0)}
+
+
+class Echo:
+    """Values a widget was lately told, by which a change that no person made is known.
+
+    A widget of panel-material-ui writes its React state back after each drawing. When a newer value has come from the
+    server meanwhile, the older one returns as if a person had chosen it; acted on, it would undo what came after.
+    """
+
+    SECONDS = 1.5
+
+    def __init__(self) -> None:
+        self._told: dict[Any, float] = {}
+
+    def tell(self, value: Any) -> Any:
+        """Remember a value the widget is being set to, and give it back."""
+        now = time.monotonic()
+        self._told = {old: at for old, at in self._told.items() if now - at < self.SECONDS}
+        self._told[value] = now
+        return value
+
+    def heard(self, value: Any) -> bool:
+        """Whether a change to this value is only what the widget was told."""
+        return time.monotonic() - self._told.get(value, -self.SECONDS) < self.SECONDS
 
 
 class HyperControl:
@@ -27,6 +52,7 @@ class HyperControl:
 
     def __init__(self, hyper: Hyper, value: Any, turned: Callable[[Any], None], *, label: str = "") -> None:
         self.hyper, self.turned, self._quiet = hyper, turned, False
+        self._slider_echo, self._box_echo = Echo(), Echo()
         self.value = value
         name = label or (f"{hyper.name} ({hyper.unit})" if hyper.unit else hyper.name)
         if hyper.scale == "choice":
@@ -55,13 +81,29 @@ class HyperControl:
 
     def show(self, value: Any) -> None:
         """Stand at a value that was set elsewhere."""
-        if value == self.value:
-            return
-        self.value, self._quiet = value, True
+        if value != self.value:
+            self.value = value
+            self._set_slider()
+            self._set_box()
+
+    def _set_slider(self) -> None:
+        self._quiet = True
         try:
-            self.slider.value = value if self.hyper.scale == "choice" else to_slider(self.hyper, value)
-            if self.box is not None:
-                self.box.value = words(value)
+            if self.hyper.scale == "choice":
+                self.slider.value = self._slider_echo.tell(self.value)
+            else:
+                self._slider_echo.tell(from_slider(self.hyper, to_slider(self.hyper, self.value)))
+                self.slider.value = to_slider(self.hyper, self.value)
+        finally:
+            self._quiet = False
+
+    def _set_box(self) -> None:
+        if self.box is None:
+            return
+        self._quiet = True
+        try:
+            self.box.value = self._box_echo.tell(words(self.value))
+            self.error.visible = False
         finally:
             self._quiet = False
 
@@ -69,11 +111,20 @@ class HyperControl:
         if self._quiet:
             return
         value = event.new if self.hyper.scale == "choice" else from_slider(self.hyper, event.new)
-        if value != self.value:
-            self._turn(value)
+        if value == self.value:
+            return
+        if self._slider_echo.heard(value):
+            self._set_slider()
+            return
+        self.value = value
+        self._set_box()
+        self.turned(value)
 
     def _typed(self, event: Any) -> None:
         if self._quiet:
+            return
+        if self._box_echo.heard(event.new):
+            self._set_box()
             return
         try:
             value = self.hyper.check(float(event.new))
@@ -81,15 +132,7 @@ class HyperControl:
             text = str(error) if str(error).startswith("expected") else f"expected a number, got {event.new[:20]!r}"
             self.error.param.update(object=text, visible=True)
             return
-        self._turn(value)
-
-    def _turn(self, value: Any) -> None:
-        self.value, self._quiet = value, True
-        try:
-            if self.box is not None:
-                self.box.value = words(value)
-                self.slider.value = to_slider(self.hyper, value)
-                self.error.visible = False
-        finally:
-            self._quiet = False
+        self.value = value
+        self._set_slider()
+        self._set_box()
         self.turned(value)

@@ -61,7 +61,11 @@ def _dispatch(given: list[str]) -> int:
         return _bench(given[1:])
     if given and given[0] in others:
         return _other(given[0], others[given[0]], given[1:])
-    args = _parser(others).parse_args(_joined(given))
+    parser = _parser(others)
+    if not given:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(_joined(given))
     return args.command(args)
 
 
@@ -302,7 +306,7 @@ def _descent(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 
 def _range(text: str, routine: Any) -> tuple[str, np.ndarray]:
-    """(name, values) of NAME=LOW:HIGH[:SCALE[:COUNT]]; the scale is the hyperparameter's own, the count 32 if not given."""
+    """(name, values) of NAME=LOW:HIGH[:SCALE[:COUNT]]; without them the declared scale and 32 values."""
     name, _, span = text.partition("=")
     parts = span.split(":")
     try:

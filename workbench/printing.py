@@ -26,12 +26,19 @@ def _plain(value: Any) -> Any:
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Aligned columns: numbers to the right, words to the left."""
-    cells = [[f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [[_text(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *cells, strict=True)]
     right = [bool(rows) and all(isinstance(row[j], int | float) for row in rows) for j in range(len(head))]
     for line in (head, *cells):
         parts = [part.rjust(w) if r else part.ljust(w) for part, w, r in zip(line, widths, right, strict=True)]
         print("  ".join(parts).rstrip())
+
+
+def _text(cell: Any) -> str:
+    """A number in five digits; "-" where nothing was measured."""
+    if isinstance(cell, float):
+        return "-" if np.isnan(cell) else f"{cell:.5g}"
+    return str(cell)
 
 
 def _summary(record: Any, seconds: float) -> dict[str, Any]:
@@ -45,19 +52,23 @@ def _at(record: Any, run: int, step: int) -> dict[str, Any]:
     return {str(name): array.values[run, step] for name, array in record.data_vars.items() if "step" in array.dims}
 
 
-def _status(record: Any, run: int) -> str:
-    words = record.wb.status[run]
-    return "loss is not finite" if words == "ok" and not np.isfinite(record["loss"].values[run, -1]) else words
+def _statuses(record: Any) -> list[str]:
+    """Each run's status in words; a run whose last loss is not finite is not called ok."""
+    finite = np.isfinite(record["loss"].values[:, -1])
+    return [
+        said if said != "ok" or good else "loss is not finite"
+        for said, good in zip(record.wb.status, finite, strict=True)
+    ]
 
 
 def report(args: argparse.Namespace, record: Any, seconds: float) -> None:
     """How the runs of `run` and `train` went."""
     from workbench.figures.runs import hyper_names, run_labels
 
-    swept = hyper_names(record)
+    swept, statuses = hyper_names(record), _statuses(record)
     if args.json:
         runs = [
-            {"run": run, "status": _status(record, run), **{name: record[name].values[run] for name in swept}}
+            {"run": run, "status": statuses[run], **{name: record[name].values[run] for name in swept}}
             | {"first": _at(record, run, 0), "last": _at(record, run, -1)}
             for run in range(record.sizes["run"])
         ]
@@ -69,20 +80,20 @@ def report(args: argparse.Namespace, record: Any, seconds: float) -> None:
         shown = np.unique(np.linspace(0, record.sizes["step"] - 1, 11).astype(int))
         steps = record["step"].values
         print_table(("step", *names), [(int(steps[k]), *(float(record[n].values[0, k]) for n in names)) for k in shown])
-        print(f"status: {_status(record, 0)}")
+        print(f"status: {statuses[0]}")
         return
     last = [[float(record[name].values[run, -1]) for name in names] for run in range(record.sizes["run"])]
-    rows = [(label, *last[run], _status(record, run)) for run, label in enumerate(run_labels(record))]
+    rows = [(label, *last[run], statuses[run]) for run, label in enumerate(run_labels(record))]
     print_table(("run", *(f"last {name}" for name in names), "status"), rows)
 
 
 def _print_head(args: argparse.Namespace, record: Any, seconds: float) -> None:
-    said, words = (
-        _summary(record, seconds),
-        "{method} on {problem}: {steps} steps, {runs}, seed {seed}, {dtype}, {mode}",
-    )
+    from workbench.figures.runs import what_ran
+
+    said = _summary(record, seconds)
     runs = "1 run" if record.sizes["run"] == 1 else f"{record.sizes['run']:,} runs"
-    print(words.format(**said, runs=runs) + f", {seconds:.2f} s")
+    how = "{steps} steps, {runs}, seed {seed}, {dtype}, {mode}, {seconds:.2f} s".format(**said, runs=runs)
+    print(f"{what_ran(record)}: {how}")
     if args.save:
         print(f"saved to {args.save}")
     if args.plot:
@@ -92,7 +103,7 @@ def _print_head(args: argparse.Namespace, record: Any, seconds: float) -> None:
 def report_sweep(args: argparse.Namespace, record: Any, seconds: float, names: list[str]) -> None:
     """How the runs of `sweep` went: the best, how many diverged, a table."""
     last = record["loss"].values[:, -1]
-    statuses = [_status(record, run) for run in range(len(last))]
+    statuses = _statuses(record)
     sound = np.array([status == "ok" for status in statuses])
     order = np.argsort(np.where(sound, last, np.inf), kind="stable")
     columns = [record[name].values for name in names]

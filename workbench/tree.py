@@ -53,8 +53,8 @@ def same_bits(a: Any, b: Any) -> bool:
 def _same_tensor(a: Tensor, b: Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    raw = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8) for leaf in (a, b)]
-    return torch.equal(*raw)
+    plain = [leaf.detach().cpu().clone(memory_format=torch.contiguous_format) for leaf in (a, b)]
+    return torch.equal(*[leaf.flatten().view(torch.uint8) for leaf in plain])
 
 
 def own(value: Any) -> Any:

@@ -117,7 +117,8 @@ class DescentDesk(Desk):
     def status(self) -> str:
         if self.all_lost:
             return f"step {self.session.index:,} · every method diverged: lower lr, or press Back"
-        return super().status()
+        hint = " · press Play, or click in the picture to set the start" if self.session.head == 0 else ""
+        return super().status() + hint
 
     @property
     def all_lost(self) -> bool:

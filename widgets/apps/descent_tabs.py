@@ -118,7 +118,7 @@ class FanTab(Tab):
         known = self.desk.objective.minimum is not None
         lost = int((made.diverged >= 0).sum())
         title = f"{'loss − minimum' if known else 'loss'} after {STEPS} steps from step {made.first:,}"
-        title += f"; {lost} of {len(made.values)} diverge" if lost else ""
+        title += f"<br>{lost} of {len(made.values)} diverge" if lost else ""
         line = {"name": made.label, "steps": made.values, "values": self.desk.gap(made.losses), "markers": True}
         line["colour"] = self.shell.colour(made.label)
         look = {"x_title": f"{made.name} (now {made.now:.4g})", "x_log": made.log, "cursor": made.now}
@@ -247,7 +247,9 @@ class AboutTab(Tab):
             found.append("Its minimum is not known, so curves show the loss itself.")
         rows = {row.name: row for row in wb.catalogue("optimizers")}
         for name in dict.fromkeys(method_name(label) for label in self.desk.labels):
-            found += [f"### {rows[name].title}", _doc(rows[name].make), f"*{_escaped(rows[name].source)}*"]
+            found += [f"### {rows[name].title}", _doc(rows[name].make)]
+            if "Source:" not in rows[name].doc:
+                found.append(f"Source: {_escaped(rows[name].source)}")
         self.text.object = "\n\n".join(found)
 
 

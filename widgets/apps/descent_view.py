@@ -13,8 +13,8 @@ import workbench as wb
 from widgets.apps.descent_desk import MARKS, MOST, DescentDesk, method_name
 from widgets.apps.descent_tabs import AboutTab, CurvesTab, FanTab, HeatTab, SpaceTab
 from widgets.apps.shell import FIELD, Shell
-from widgets.sliders import HyperControl
 from widgets.palette import DARK, LIGHT
+from widgets.sliders import HyperControl
 
 OWN = "your own expression"
 SIGNS = dict(zip(MARKS, "●■▲◆✚★", strict=True))

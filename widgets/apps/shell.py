@@ -17,6 +17,7 @@ import panel_material_ui as pmui
 from widgets.apps import files
 from widgets.apps.desk import Desk
 from widgets.player import ServedPlayer
+from widgets.sliders import Echo
 
 SPEEDS = {"1 step/s": 1.0, "5 steps/s": 5.0, "30 steps/s": 30.0, "100 steps/s": 100.0, "as fast as it goes": 0.0}
 MAIN = """
@@ -54,7 +55,7 @@ class Shell:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.later = Later()
-        self._quiet = False
+        self._quiet, self.echo = False, Echo()
         self.player = ServedPlayer(sizing_mode="stretch_both", min_height=240, margin=0, styles={"grid-area": "picture"})
         self.message = pmui.Alert(object="", visible=False, closeable=True, margin=(0, 0, 8, 0), sizing_mode="stretch_width")
         self.status = pn.pane.HTML("", margin=(0, 8), sizing_mode="stretch_width")
@@ -134,11 +135,11 @@ class Shell:
         branch.on_click(lambda event: desk.branch())
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
         self.time._priority_changes = ["value"]
-        self.time.param.watch(lambda event: None if self._quiet else desk.seek(event.new), "value")
+        self.time.param.watch(self._sought, "value")
         speed = pmui.Select(label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4))
         speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
-        self.line_view.param.watch(lambda event: None if self._quiet else desk.switch(event.new), "value")
+        self.line_view.param.watch(self._switched, "value")
         buttons = pn.FlexBox(self.play, back, step, branch, restart, self.line_view, speed, align_items="center", margin=0)
         return pn.Column(self.time, buttons, self.status, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"})
 
@@ -189,6 +190,24 @@ class Shell:
 
     # ---- what happens
 
+    def _sought(self, event: Any) -> None:
+        """The time slider was moved, by a person or by the echo of what it was told."""
+        if self._quiet:
+            return
+        if self.echo.heard(("step", event.new)):
+            self.later("state", self._state)
+        else:
+            self.desk.seek(event.new)
+
+    def _switched(self, event: Any) -> None:
+        """Another line of time was chosen."""
+        if self._quiet:
+            return
+        if self.echo.heard(("line", event.new)):
+            self.later("state", self._state)
+        else:
+            self.desk.switch(event.new)
+
     def _acted(self, name: str, value: int | None) -> None:
         """A key on the picture."""
         desk = self.desk
@@ -214,11 +233,14 @@ class Shell:
         self._quiet = True
         try:
             self.play.param.update(icon="pause" if session.playing else "play_arrow", label="Pause" if session.playing else "Play")
+            if self.time.value != session.index:
+                self.echo.tell(("step", session.index))
             self.time.param.update(end=max(1, session.head), value=session.index)
             lines = {line.label: i for i, line in enumerate(desk.lines)}
             if lines != self.line_view.options:
                 self.line_view.options = lines
-            self.line_view.value = desk.live
+            if self.line_view.value != desk.live:
+                self.line_view.value = self.echo.tell(("line", desk.live))[1]
         finally:
             self._quiet = False
         self.status.object = f"<span role='status'>{html.escape(desk.status())}</span>"

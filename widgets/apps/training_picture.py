@@ -107,7 +107,7 @@ class Picture:
         return Scene(
             x=(-EDGE, EDGE), y=(-EDGE - ROOM, EDGE), equal=True, markers=marks, title=self._title(),
             contours=Paths(ring[:, 0], ring[:, 1]), legend=[LegendEntry("wrong", 7, "cross")],
-            x_label="place = Σ p(class) · corner of the class; colour and shape: true class", y_label="",
+            x_label="place = Σ p(class) · corner; colour: true class", y_label="",
         )  # fmt: skip
 
     def _axis_scene(self) -> Scene:

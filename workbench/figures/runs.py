@@ -125,8 +125,8 @@ def hyper_names(record: xr.Dataset) -> list[str]:
 
 def what_ran(record: xr.Dataset) -> str:
     """Method and problem in words, as far as the record's attributes say: "adam on rosenbrock"."""
-    names = [str(record.attrs[name]) for name in ("method", "problem") if record.attrs.get(name)]
-    return " on ".join(names)
+    problem = record.attrs.get("text", record.attrs.get("problem"))
+    return " on ".join(str(name) for name in (record.attrs.get("method"), problem) if name)
 
 
 def run_labels(record: xr.Dataset) -> list[str]:
