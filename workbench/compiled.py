@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.native import Input, Loop, NotElementwise, compiler
+from workbench.arithmetic import NotArithmetic
+from workbench.native import Input, Loop, compiler
 from workbench.routine import Routine
 from workbench.tree import leaves, tensors, tree_map
 
@@ -35,7 +36,7 @@ class NotCompilable(Exception):
 
 
 def trajectory(
-    routine: Routine, state: Any, hyper: Mapping[str, Any], noises: Any, steps: int, *, unroll: int = 8
+    routine: Routine, state: Any, hyper: Mapping[str, Any], noises: Any, steps: int, *, unroll: int = 4
 ) -> tuple[Any, Tensor]:
     """Run a routine for some steps in compiled code.
 
@@ -89,7 +90,7 @@ def eager_trajectory(
 
 
 class Compiled:
-    """What has been compiled for one routine, held by the routine itself; a copy or pickle of the routine starts anew."""
+    """What has been compiled for one routine, and held by it; a copy or pickle of the routine starts anew."""
 
     _lock = threading.RLock()
 
@@ -106,43 +107,49 @@ class Compiled:
             return None
         inputs = _inputs(state, hyper, noises, routine.runs(state))
         key = (*inputs, *_plain(hyper))
-        if key not in self._loops:
-            with self._lock:
-                self._loops[key] = self._loops.get(key) or _make_loop(routine, state, hyper, noises, inputs)
-        return self._loops[key]
+        with self._lock:
+            if key not in self._loops:
+                self._loops[key] = _make_loop(routine, state, hyper, noises, inputs)
+            return self._loops[key]
 
     def chunk(self, routine: Routine, state: Any, hyper: Mapping[str, Any], noises: Any, unroll: int) -> Callable:
         """Compiled code of several steps."""
         key = (unroll, *_plain(hyper))
-        if key not in self._chunks:
-            with self._lock:
-                self._chunks.setdefault(key, _make_chunk(routine, state, hyper, noises, unroll))
-        return self._chunks[key]
+        with self._lock:
+            if key not in self._chunks:
+                self._chunks[key] = _make_chunk(routine, state, hyper, noises, unroll)
+            return self._chunks[key]
 
 
 # --------------------------------------------------------------------------------------------- the C++ loop
 
 
-def _make_loop(routine: Routine, state: Any, hyper: Mapping[str, Any], noises: Any, inputs: tuple[Input, ...]) -> Loop | None:
+def _make_loop(
+    routine: Routine, state: Any, hyper: Mapping[str, Any], noises: Any, inputs: tuple[Input, ...]
+) -> Loop | None:
     def step(*flat: Tensor) -> list[Tensor]:
         given = iter(flat)
         old, turned, noise = (_filled(tree, given) for tree in (state, hyper, noises))
         return list(tensors(routine.step(old, turned, noise)[0]))
 
-    try:
-        return Loop(step, inputs, _place_of_points(state))
-    except NotElementwise as reason:
-        log.debug("%s: no C++ loop: %s", _name(routine), reason)
-    except OSError as reason:
-        log.warning("%s: no C++ loop: %s", _name(routine), reason)
+    for guess in (inputs, tuple(map(_shared, inputs))):
+        try:
+            return Loop(step, guess, _place_of_points(state))
+        except NotArithmetic as reason:
+            log.debug("%s: no C++ loop: %s", _name(routine), reason)
+        except OSError as reason:
+            log.warning("%s: no C++ loop: %s", _name(routine), reason)
+            break
+        if guess == tuple(map(_shared, guess)):
+            break
     return None
 
 
 def _inputs(state: Any, hyper: Mapping[str, Any], noises: Any, runs: int) -> tuple[Input, ...]:
-    """What a step takes, without the number of runs."""
-    found = []
-    for leaf in tensors(state):
-        found.append(Input("state", tuple(leaf.shape[:-1]), leaf.dtype, leaf.ndim > 0))
+    """What a step takes, without the number of runs. Noise whose last axis is as long as there are runs is taken to be
+    one a run; where it is not, tracing fails, and is tried again with `_shared`.
+    """
+    found = [Input("state", tuple(leaf.shape[:-1]), leaf.dtype, leaf.ndim > 0) for leaf in tensors(state)]
     found += [Input("hyper", (), leaf.dtype, True) for leaf in tensors(hyper)]
     for leaf in tensors(noises):
         per_run = leaf.ndim > 1 and leaf.shape[-1] == runs
@@ -207,7 +214,7 @@ def _run_chunks(
         chunk = compiled.chunk(routine, state, hyper, noises, unroll)
         try:
             flat, made = chunk(flat, ready, [leaf[t : t + unroll] for leaf in tensors(noises)])
-        except Exception as error:  # noqa: BLE001 - whatever cannot be compiled can still be run
+        except Exception as error:
             raise NotCompilable(f"torch.compile says {str(error).strip().splitlines()[0]}") from error
         points[t + 1 : t + unroll + 1] = made
     state = _filled(state, iter(flat))

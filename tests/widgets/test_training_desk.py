@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -404,7 +406,8 @@ def test_a_run_is_saved_and_reopened_where_it_stood(desk):
 def run_script(text, folder):
     path = folder / "run.py"
     path.write_text(text + "\nimport torch\ntorch.save(session.state.x, 'x.pt')\n")
-    subprocess.run([sys.executable, path.name], cwd=folder, check=True, capture_output=True, timeout=120)
+    where = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1])}
+    subprocess.run([sys.executable, path.name], cwd=folder, env=where, check=True, timeout=120)
     return torch.load(folder / "x.pt")
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 import workbench as wb
-from widgets.apps.descent_paths import values
+from widgets.apps.descent_paths import parts_of, values
 from workbench.descent import Descent
 from workbench.rollout import advance
 
@@ -89,8 +89,8 @@ class Fan:
 def fan(session: wb.Session, label: str, name: str, count: int) -> Fan:
     """The fan of one method of a session from where it stands."""
     index, state = session.now
-    i = list(session.routine.parts).index(label)
-    part, hyper = session.routine.parts[label], own_hypers(session, label)
+    i = list(parts_of(session)).index(label)
+    part, hyper = parts_of(session)[label], own_hypers(session, label)
     declared = part.hypers[name]
     tried = around(declared, float(hyper[name]), count)
     turned = {name: torch.from_numpy(tried)}
@@ -127,7 +127,7 @@ class HeatMap:
         if not (2 <= side <= 32 and 1 <= steps <= 5000):
             raise ValueError(f"expected a side from 2 to 32 and 1 to 5000 steps, got {side} and {steps}")
         self.label, self.names, self.steps = label, (x, y), steps
-        self.part = session.routine.parts[label]
+        self.part = parts_of(session)[label]
         self.logs = tuple(self.part.hypers[name].scale == "log" for name in (x, y))
         self.xs, self.ys = (across(self.part.hypers[name], side) for name in (x, y))
         grid_x, grid_y = (torch.from_numpy(part.ravel()) for part in np.meshgrid(self.xs, self.ys))

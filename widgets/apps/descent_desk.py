@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 import workbench as wb
 from widgets.apps.curves import curves
 from widgets.apps.descent_ahead import Fan, HeatMap, fan, first_rate
-from widgets.apps.descent_paths import Track, Tracked, values
+from widgets.apps.descent_paths import Track, Tracked, parts_of, values
 from widgets.apps.desk import QUIET, Desk
 from widgets.palette import DARK, LIGHT
 from widgets.player import Frame, LegendEntry, Marker, Paths, Points, Scene, thin
@@ -91,7 +91,7 @@ class DescentDesk(Desk):
     def _rates(self, parts: dict[str, Any]) -> dict[str, float]:
         """First rates of the methods that were given none."""
         names = [method_name(label) for label in parts]
-        found = {}
+        found: dict[str, float] = {}
         for i, (label, part) in enumerate(parts.items()):
             if f"{label}.lr" not in self.first:
                 rate = first_rate(part, self.settings["start"], self.settings["seed"], names[:i].count(names[i]))
@@ -249,7 +249,7 @@ class DescentDesk(Desk):
         for line in sorted(self.lines, key=lambda line: line.session is self.session):
             rows += self._line_curves(line.session, theme, live=line.session is self.session)
         title = "loss − minimum" if known else "loss"
-        look = {"theme": theme, "cursor": self.session.index}
+        look: dict[str, Any] = {"theme": theme, "cursor": self.session.index}
         return [
             curves([row[0] for row in rows], title=title, log=known, **look),
             curves([row[1] for row in rows], title="gradient norm", log=True, **look),
@@ -370,7 +370,7 @@ class DescentDesk(Desk):
 
     def _for_methods(self, given: Mapping[str, Any], methods: list[str]) -> dict[str, Any]:
         """Values by full name for these methods: those of the methods that stay, and the surface's for all of them."""
-        found = {}
+        found: dict[str, Any] = {}
         for full, value in given.items():
             label, _, name = full.rpartition(".")
             whose = methods if name in self.objective.hypers else [label]
@@ -411,7 +411,7 @@ class DescentDesk(Desk):
 
     def _choose_fan(self, choice: dict[str, Any]) -> None:
         wanted = {**self.fan_choice, **choice}
-        part = self.session.routine.parts.get(wanted["label"])
+        part = parts_of(self.session).get(wanted["label"])
         if part is None:
             raise unknown("a method of the fan", wanted["label"], self.labels)
         if wanted["name"] not in fan_names(part):
@@ -423,7 +423,7 @@ class DescentDesk(Desk):
         self.tell("fan")
 
     def _draw_heat(self, label: str, x: str, y: str, steps: int, side: int) -> Any:
-        if label not in self.session.routine.parts:
+        if label not in parts_of(self.session):
             raise unknown("a method of the heat map", label, self.labels)
         self.heat_map = HeatMap(self.session, label, x, y, steps=steps, side=side)
         return self._heat_slice(self.heat_map)
@@ -447,7 +447,7 @@ def objective_of(settings: dict[str, Any]) -> wb.Objective:
     if not isinstance(surface, str) or not isinstance(shape, dict):
         raise ValueError(f"expected a surface's name or formula and its settings, got {surface!r} and {shape!r}")
     rows = {row.name: row for row in wb.catalogue("surfaces")}
-    objective = rows[surface].make(**shape) if surface in rows else parse(surface)
+    objective: Any = rows[surface].make(**shape) if surface in rows else parse(surface)
     if objective.dim != 2:
         words = f"expected a surface of two coordinates, which is what can be drawn, got {objective.dim}"
         raise ValueError(f"{words}; wb.descent descends in any number")

@@ -5,7 +5,7 @@ every step, cut where a branch leaves, whatever was skipped, replayed or sought 
 """
 
 import threading
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
+from workbench.descent import Descent, value_and_gradient
 from workbench.together import Together
 
 MOST_VERTICES = 4000
@@ -28,6 +29,11 @@ class Tracked(Together):
 
     def measure(self, info: dict) -> dict[str, Tensor]:
         return {"x": info["at"][0], "y": info["at"][1], "lost": info["lost"]}
+
+
+def parts_of(session: wb.Session) -> dict[str, Descent]:
+    """The descents of a session of this app, by label."""
+    return cast("Any", session.routine).parts
 
 
 class Growing:
@@ -116,8 +122,6 @@ class Track:
 
 def values(objective: wb.Objective, points: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """(f, |∇f|) at points (2, …), in float64."""
-    from workbench.descent import value_and_gradient
-
     x = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
     loss, gradient = value_and_gradient(objective, x.flatten(1))
     shape = points.shape[1:]

@@ -11,6 +11,7 @@ import workbench as wb
 from widgets.apps.curves import curves
 from widgets.apps.descent_ahead import STEPS
 from widgets.apps.descent_desk import fan_names, method_name
+from widgets.apps.descent_paths import parts_of
 from widgets.apps.descent_record import path_record
 from widgets.apps.shell import FIELD
 from workbench import figures
@@ -90,13 +91,13 @@ class FanTab(Tab):
     def refill(self) -> None:
         choice, self._quiet = self.desk.fan_choice, True
         self.label.param.update(options=self.desk.labels, value=choice["label"])
-        names = fan_names(self.desk.session.routine.parts[choice["label"]])
+        names = fan_names(parts_of(self.desk.session)[choice["label"]])
         self.name.param.update(options=names, value=choice["name"] if choice["name"] in names else names[0])
         self._quiet = False
 
     def _chose_method(self) -> None:
         if not self._quiet:
-            names, self._quiet = fan_names(self.desk.session.routine.parts[self.label.value]), True
+            names, self._quiet = fan_names(parts_of(self.desk.session)[self.label.value]), True
             keep = self.name.value if self.name.value in names else names[0]
             self.name.param.update(options=names, value=keep)
             self._quiet = False
@@ -119,7 +120,12 @@ class FanTab(Tab):
         lost = int((made.diverged >= 0).sum())
         title = f"{'loss − minimum' if known else 'loss'} after {STEPS} steps from step {made.first:,}"
         title += f"<br>{lost} of {len(made.values)} diverge" if lost else ""
-        line = {"name": made.label, "steps": made.values, "values": self.desk.gap(made.losses), "markers": True}
+        line: dict[str, Any] = {
+            "name": made.label,
+            "steps": made.values,
+            "values": self.desk.gap(made.losses),
+            "markers": True,
+        }
         line["colour"] = self.shell.colour(made.label)
         look = {"x_title": f"{made.name} (now {made.now:.4g})", "x_log": made.log, "cursor": made.now}
         return curves([line], title=title, log=known, theme=self.theme, **look)
@@ -162,7 +168,7 @@ class HeatTab(Tab):
         self._names()
 
     def _names(self) -> None:
-        names = fan_names(self.desk.session.routine.parts[self.label.value])
+        names = fan_names(parts_of(self.desk.session)[self.label.value])
         for menu, first in ((self.x, names[0]), (self.y, names[min(1, len(names) - 1)])):
             menu.param.update(options=names, value=menu.value if menu.value in names else first)
 

@@ -11,6 +11,7 @@ import panel_material_ui as pmui
 
 import workbench as wb
 from widgets.apps.descent_desk import MARKS, MOST, DescentDesk, method_name
+from widgets.apps.descent_paths import parts_of
 from widgets.apps.descent_tabs import AboutTab, CurvesTab, FanTab, HeatTab, SpaceTab
 from widgets.apps.shell import FIELD, Shell
 from widgets.palette import DARK, LIGHT
@@ -40,7 +41,7 @@ class DescentShell(Shell):
             "", visible=False, styles=ERROR, margin=(0, 0, 4, 0), sizing_mode="stretch_width"
         )
         self.shape = pn.Column(sizing_mode="stretch_width", margin=0)
-        self.cards = pn.Column(sizing_mode="stretch_width", margin=0)
+        self.cards: Any = pn.Column(sizing_mode="stretch_width", margin=0)
         names = {row.title: row.name for row in wb.catalogue("optimizers")}
         self.adding = pmui.Select(label=f"Another optimizer (up to {MOST})", options=names, value="adam", **FIELD)
         self.add = pmui.Button(label="Add", size="small", variant="outlined", margin=(8, 0, 4, 8), width=64)
@@ -131,7 +132,7 @@ class DescentShell(Shell):
             self._filled = (desk.settings["surface"], tuple(desk.labels))
             self._fill_shape()
             self.hyper = {}
-            self.cards[:] = [self._card(label, part) for label, part in desk.session.routine.parts.items()]
+            self.cards[:] = [self._card(label, part) for label, part in parts_of(desk.session).items()]
             for part in getattr(self, "parts", ()):
                 part.refill()
         self._paint_cards()

@@ -113,6 +113,11 @@ class Desk:
         """The live session."""
         return self.line.session
 
+    def picture(self) -> Frame:
+        """The frame to show now, numbered by the edits it knows of, so that a page can tell when a turn has arrived."""
+        edits = len(self.session.edits)
+        return dataclasses.replace(self.frame(), number=edits)
+
     def status(self) -> str:
         """One line for a person: where it stands, and why it stopped."""
         session = self.session
@@ -440,7 +445,7 @@ class Desk:
         due = now - self._last["frame"] >= self.frame_seconds and self.can_draw()
         if due or not session.playing:  # the picture a run stops at is always shown
             self._last["frame"] = now
-            self.tell("frame", self.frame())
+            self.tell("frame", self.picture())
         if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:
             self._last["curves"] = now
             self.tick(session)
@@ -452,5 +457,5 @@ class Desk:
         self.tell("state")
         if not self.session.playing:
             self.tick(self.session)
-        self.tell("frame", self.frame())
+        self.tell("frame", self.picture())
         self.tell("curves")

@@ -116,6 +116,7 @@ export class Player {
   setFrame(frame) {
     this.frame = frame;
     this.counts.lastStep = frame.step;
+    this.counts.lastNumber = frame.n;
     this.counts.drawn++;
     const now = performance.now();
     if (now - (this.described ?? 0) > 1000) this.describe();
