@@ -27,6 +27,12 @@ from workbench.tree import leaves, same_bits
 STOCHASTIC = next(row.name for row in wb.catalogue("surfaces") if row.make.stochastic)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_fixed_numerics):
+    """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
+    torch.set_num_threads(1)
+
+
 class Case(NamedTuple):
     """A routine, its first hyperparameters, and edits that may be made."""
 

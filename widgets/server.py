@@ -87,8 +87,8 @@ class Server:
         pn.state.on_session_destroyed(gone)
         return serve_page(make)
 
-    def start(self, *, threaded: bool = False) -> Any:
-        """Listen; returns at once when threaded, at the end otherwise.
+    def start(self, *, threaded: bool = False, **more: Any) -> Any:
+        """Listen; returns at once when threaded, at the end otherwise. `more` is handed on to `panel.serve`.
 
         Raises:
             OSError: when the port is taken.
@@ -98,7 +98,7 @@ class Server:
         self.prepare()
         where = {"port": self.port, "address": self.address, "websocket_origin": self.origins}
         quiet = {"show": False, "verbose": False, "session_token_expiration": EXPIRY_SECONDS}
-        return pn.serve(self.pages, threaded=threaded, **where, **quiet, **self.options())
+        return pn.serve(self.pages, threaded=threaded, **where, **quiet, **self.options(), **more)
 
     def prepare(self) -> None:
         """What this process needs so that pages stay quick."""

@@ -23,7 +23,7 @@ class Echo:
     server meanwhile, the older one returns as if a person had chosen it; acted on, it would undo what came after.
     """
 
-    SECONDS = 1.5
+    SECONDS = 3.0
 
     def __init__(self) -> None:
         self._told: dict[Any, float] = {}

@@ -132,15 +132,14 @@ def _make_loop(
         old, turned, noise = (_filled(tree, given) for tree in (state, hyper, noises))
         return list(tensors(routine.step(old, turned, noise)[0]))
 
-    for guess in (inputs, tuple(map(_shared, inputs))):
+    runs = routine.runs(state)
+    for guess in dict.fromkeys((inputs, tuple(_shared(given, runs) for given in inputs))):
         try:
             return Loop(step, guess, _place_of_points(state))
         except NotArithmetic as reason:
             log.debug("%s: no C++ loop: %s", _name(routine), reason)
         except OSError as reason:
             log.warning("%s: no C++ loop: %s", _name(routine), reason)
-            break
-        if guess == tuple(map(_shared, guess)):
             break
     return None
 
@@ -155,6 +154,13 @@ def _inputs(state: Any, hyper: Mapping[str, Any], noises: Any, runs: int) -> tup
         per_run = leaf.ndim > 1 and leaf.shape[-1] == runs
         found.append(Input("noise", tuple(leaf.shape[1:-1] if per_run else leaf.shape[1:]), leaf.dtype, per_run))
     return tuple(found)
+
+
+def _shared(given: Input, runs: int) -> Input:
+    """Noise that all runs share, in place of noise of each run."""
+    if given.role != "noise" or not given.per_run:
+        return given
+    return given._replace(shape=(*given.shape, runs), per_run=False)
 
 
 def _place_of_points(state: Any) -> int:

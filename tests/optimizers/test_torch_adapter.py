@@ -225,6 +225,20 @@ def test_states_can_be_repeated_and_picked(row):
         assert same_bits(pick_run(three, run, routine.run_axis), alone._replace(k=three.k))
 
 
+def test_a_class_that_changes_gradients_in_place_does_not_change_what_was_measured():
+    class Clipping(torch.optim.SGD):
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p.grad.clamp_(-1.0, 1.0)
+            super().step()
+
+    routine = descent(Clipping)
+    state = routine.init(Key(0))
+    new, info = routine.step(state, routine.normalise({"lr": 0.5}), ())
+    assert same_bits(info["gradient"], value_and_gradient(routine.objective, state.x)[1])
+    assert torch.equal(new.x, state.x - 0.5 * info["gradient"].clamp(-1.0, 1.0))
+
+
 def test_threads_that_share_one_method_do_not_see_each_other():
     routine, lrs, found = descent(torch.optim.NAdam), [1e-3, 3e-3, 1e-2, 3e-2], {}
 

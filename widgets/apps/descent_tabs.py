@@ -79,7 +79,8 @@ class FanTab(Tab):
         self.name = pmui.Select(label="Hyperparameter", **FIELD)
         self.count = pmui.Select(label="Values", options=COUNTS, value=33, **FIELD)
         self.pane = pn.pane.Plotly(None, min_height=220, **PLOT)
-        self._quiet, self._drawn = False, None
+        self._quiet = False
+        self._drawn: Any = None
         self.refill()
         self.on.param.watch(lambda event: self._choose(on=event.new), "value")
         self.label.param.watch(lambda event: self._chose_method(), "value")
@@ -120,12 +121,8 @@ class FanTab(Tab):
         lost = int((made.diverged >= 0).sum())
         title = f"{'loss − minimum' if known else 'loss'} after {STEPS} steps from step {made.first:,}"
         title += f"<br>{lost} of {len(made.values)} diverge" if lost else ""
-        line: dict[str, Any] = {
-            "name": made.label,
-            "steps": made.values,
-            "values": self.desk.gap(made.losses),
-            "markers": True,
-        }
+        gaps, line = self.desk.gap(made.losses), {"name": made.label, "markers": True}
+        line |= {"steps": made.values, "values": gaps}
         line["colour"] = self.shell.colour(made.label)
         look = {"x_title": f"{made.name} (now {made.now:.4g})", "x_log": made.log, "cursor": made.now}
         return curves([line], title=title, log=known, theme=self.theme, **look)

@@ -136,6 +136,7 @@ class Shell:
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
         self.time._priority_changes = ["value"]
         self.time.param.watch(self._sought, "value")
+        self.time.param.watch(self._released, "value_throttled")
         speed = pmui.Select(label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4))
         speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
@@ -191,12 +192,17 @@ class Shell:
     # ---- what happens
 
     def _sought(self, event: Any) -> None:
-        """The time slider was moved, by a person or by the echo of what it was told."""
+        """The time slider moves: by a person, or by the echo of what it was told, which is rife while a run plays."""
         if self._quiet:
             return
-        if self.echo.heard(("step", event.new)):
+        if self.desk.session.playing or self.echo.heard(("step", event.new)):
             self.later("state", self._state)
         else:
+            self.desk.seek(event.new)
+
+    def _released(self, event: Any) -> None:
+        """The time slider was let go, which only a person does."""
+        if event.new != self.desk.session.index:
             self.desk.seek(event.new)
 
     def _switched(self, event: Any) -> None:

@@ -83,7 +83,12 @@ class TrainingDesk(Desk):
         self._kept: dict[str, Any] = {}
         self._pictures: WeakKeyDictionary[Any, Picture] = WeakKeyDictionary()
         self._watching, self._frame_cost = True, 0.0
-        super().__init__(runs=runs, query=query)
+        try:
+            super().__init__(runs=runs, query=query)
+        except BaseException:
+            self.closed = True
+            self._commands.put(None)  # nobody can close a desk that never was
+            raise
         self.do(lambda: None)
 
     # ---- settings
@@ -269,32 +274,32 @@ class TrainingDesk(Desk):
         self.do(lambda: self._pick(x, y))
 
     def _pick(self, x: float, y: float) -> None:
-        found = self.picture().nearest(self.answers(), x, y)
+        found = self.held_out().nearest(self.answers(), x, y)
         self.picked = None if found == self.picked else found
 
     # ---- what is shown
 
-    def picture(self, session: wb.Session | None = None) -> Picture:
+    def held_out(self, session: wb.Session | None = None) -> Picture:
         """How the held-out samples of a session are drawn."""
         return self._pictures[(session or self.session).routine]
 
     def answers(self, session: wb.Session | None = None) -> Answers:
         """What the model of a session says of the drawn samples now."""
         session = session or self.session
-        picture = self.picture(session)
+        picture = self.held_out(session)
         return picture.read(session.routine.outputs(session.state, picture.x)[0])
 
     def scene(self) -> Scene:
-        return self.picture().scene()
+        return self.held_out().scene()
 
     def frame(self, session: wb.Session | None = None) -> Frame:
         began = time.perf_counter()
         session = session or self.session
         step, state = session.now
-        picture = self.picture(session)
+        picture = self.held_out(session)
         outputs = session.routine.outputs(state, picture.x)
         answers = picture.read(outputs[0])
-        words = [f"step {step:,}", *self._held_out(session, picture, outputs, answers)]
+        words = [f"step {step:,}", *self._caption(session, picture, outputs, answers)]
         picked = self.picked if session is self.session else None
         if picked is not None:
             words.append(picture.describe(answers, picked))
@@ -304,7 +309,7 @@ class TrainingDesk(Desk):
         return made
 
     @staticmethod
-    def _held_out(session: wb.Session, picture: Picture, outputs: Any, answers: Answers) -> list[str]:
+    def _caption(session: wb.Session, picture: Picture, outputs: Any, answers: Answers) -> list[str]:
         """Score and loss of the drawn samples in words."""
         targets = session.routine.data.y_test[: picture.count]
         loss = float(session.routine.loss(outputs, targets))

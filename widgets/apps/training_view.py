@@ -302,7 +302,7 @@ class TrainingShell(Shell):
             pane.object = _named(curves(series, title=title, log=log, theme=self.theme, cursor=desk.session.index))
 
     def _draw_mistakes(self) -> None:
-        picture, answers, picked = self.desk.picture(), self.desk.answers(), self.desk.picked
+        picture, answers, picked = self.desk.held_out(), self.desk.answers(), self.desk.picked
         self.headline.object = f"<span role='status'>{html.escape(picture.headline(answers, picked))}</span>"
         images = picture.tiles(answers, picked)
         self.tiles.visible, self.worst.visible = images is not None, images is None
@@ -312,7 +312,7 @@ class TrainingShell(Shell):
             self.worst.object = picture.table(answers, picked)
 
     def _draw_confusion(self) -> None:
-        self.matrix.object = self.desk.picture().confusion(self.desk.answers())
+        self.matrix.object = self.desk.held_out().confusion(self.desk.answers())
 
 
 DASHES = ("solid", "dash", "dot")

@@ -8,12 +8,10 @@ import html
 import importlib.util
 import os
 import secrets
-import socket
 import sys
 import threading
-import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from widgets.server import SWITCH_SECONDS, Server
@@ -40,6 +38,8 @@ class KernelServer(Server):
         self.apps: weakref.WeakValueDictionary[str, Hosted] = weakref.WeakValueDictionary()
         self._waiting: dict[str, Hosted] = {}
         self.thread: Any = None
+        self._up, self._failed = threading.Event(), ""
+        self._stop: Callable[[], None] = lambda: None
 
     def add(self, app: Hosted) -> None:
         """Serve an app on a path of its own, which becomes its `token`."""
@@ -71,25 +71,36 @@ class KernelServer(Server):
         return {"use_index": False}
 
     def listen(self) -> None:
-        """Start, and return once it answers.
+        """Start on a thread that ends with the kernel, and return once it answers.
 
         Raises:
             OSError: when it does not.
         """
-        self.thread = self.start(threaded=True)
-        end = time.monotonic() + START_SECONDS
-        while self.thread.is_alive() and time.monotonic() < end:
-            with socket.socket() as probe:
-                probe.settimeout(1.0)
-                if probe.connect_ex((self.address, self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise OSError(f"expected a server on {self.url} within {START_SECONDS:.0f} s, got no answer; run the cell again")
+        self.thread = threading.Thread(target=self._serve, daemon=True, name="kernel server")
+        self.thread.start()
+        if not self._up.wait(START_SECONDS) or self._failed:
+            raise OSError(f"expected a server on {self.url} within {START_SECONDS:.0f} s, got {self._failed or 'no answer'}")
+
+    def _serve(self) -> None:
+        from tornado.ioloop import IOLoop
+
+        loop = IOLoop(make_current=False)
+        try:
+            listening = self.start(loop=loop, start=False)
+            listening.start()
+            self._stop = lambda: loop.add_callback(loop.stop)
+        except OSError as error:
+            self._failed = str(error)
+            return
+        finally:
+            self._up.set()
+        loop.start()
+        listening.stop()
 
     def stop(self) -> None:
-        """Stop listening."""
-        if self.thread is not None:
-            self.thread.stop()
+        """Stop listening; for tests."""
+        self._stop()
+        self.thread.join(5)
 
     def address_of(self, app: Hosted) -> str:
         """Where a browser finds an app: through the proxy of the notebook's server where there is one."""

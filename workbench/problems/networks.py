@@ -145,11 +145,12 @@ class KeyedDropout(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
-        p = given.get("p", 0.5)
-        if func is not F.dropout or not 0 < p < 1 or not given.get("training", True):
+        if func is not F.dropout:
             return func(*args, **kwargs)
-        x = given["input"]
+        given = dict(zip(("input", "p", "training", "inplace"), args, strict=False)) | kwargs
+        x, p = given["input"], given.get("p", 0.5)
+        if not 0 < p < 1 or not given.get("training", True):
+            return func(*args, **kwargs)
         self.calls += 1
         u = self.key.stream(f"dropout {self.calls}").uniform(tuple(x.shape), like=torch.empty(0, dtype=x.dtype))
         return x * (u.to(x.device) >= p) / (1 - p)

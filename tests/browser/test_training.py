@@ -1,0 +1,154 @@
+"""The Training app as a person uses it: learn, explode, come back, branch; upload; take away; share."""
+
+import re
+
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+import workbench as wb
+
+TIMEOUT = 30_000
+PLAYER = "Object.values(window.__players)[0]"
+PHONE = "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Mobile Safari/537.36"
+
+
+def open_app(page, url):
+    """Goes to the app; returns the page once the picture is drawn."""
+    page.goto(url, timeout=TIMEOUT)
+    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    return page
+
+
+def press(page, name):
+    page.get_by_role("button", name=name).first.click()
+
+
+def said(page):
+    return page.get_by_role("status").first.inner_text()
+
+
+def step(page):
+    return int(re.search(r"step ([\d,]+) of", said(page)).group(1).replace(",", ""))
+
+
+def until(page, holds, what):
+    """Waits until `holds()` is true."""
+    for _ in range(TIMEOUT // 100):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"expected {what}; the page says {said(page)!r}")
+
+
+def accuracy(page):
+    """Held-out accuracy as the picture's description says, in per cent."""
+    words = page.get_by_role("img", name="Held-out samples").first.get_attribute("aria-label")
+    found = re.search(r"accuracy ([\d.]+) %", words)
+    return float(found.group(1)) if found else 0.0
+
+
+def slide(page, name, keys):
+    slider = page.get_by_role("slider", name=name).first
+    slider.focus()
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def download(page, name):
+    with page.expect_download(timeout=TIMEOUT) as caught:
+        page.get_by_role("button", name=name).last.click()
+    return caught.value.path()
+
+
+def train(page, steps):
+    press(page, "Play or pause")
+    until(page, lambda: step(page) >= steps, f"{steps} steps")
+    press(page, "Play or pause")
+    until(page, lambda: "step=" in page.url, "the step in the address")
+
+
+def test_it_learns_digits_explodes_goes_back_and_trains_on_at_half_the_rate(server, page):
+    open_app(page, f"{server}/training")
+    press(page, "Play or pause")
+    until(page, lambda: accuracy(page) > 90, "held-out accuracy above 90 %")
+    slide(page, "lr", ["End"])
+    until(page, lambda: "exploded" in said(page), "the run to stop by itself")
+    expect(page.get_by_text("Go back 50 steps, then branch with half the rate")).to_be_visible()
+    stood = step(page)
+    press(page, "50 steps back")
+    until(page, lambda: step(page) == stood - 50, "50 steps back")
+    press(page, "Keep this line; a new one with lr / 2")
+    expect(page.get_by_role("combobox", name="line")).to_contain_text("B")
+    press(page, "Play or pause")
+    until(page, lambda: step(page) > stood, "line B to pass the place of the explosion")
+    press(page, "Play or pause")
+    until(page, lambda: accuracy(page) > 90, "held-out accuracy above 90 % again")
+    expect(page.get_by_text("held-out, line A").first).to_be_attached()
+    page.get_by_role("tab", name="Mistakes").click()
+    expect(page.get_by_text(re.compile(r"\d+ of 359 held-out samples classified wrong"))).to_be_visible()
+    page.get_by_role("tab", name="Layers").click()
+    expect(page.get_by_text("Norm of the full training gradient in each block").first).to_be_visible()
+    assert page.console_errors == []
+
+
+def test_a_bad_file_is_answered_beside_its_button_and_a_good_one_is_learned_from(server, page, tmp_path):
+    open_app(page, f"{server}/training")
+    bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"
+    bad.write_text("a,b\n1,2\noops,3\n")
+    x = np.random.default_rng(0).normal(size=(80, 2)).round(3)
+    good.write_text("a,b,c\n" + "".join(f"{a},{b},{'up' if a > b else 'down'}\n" for a, b in x))
+    press(page, "Play or pause")
+    until(page, lambda: step(page) > 5, "some steps")
+    chooser = page.locator("input[type=file]").first
+    chooser.set_input_files(bad)
+    expect(page.get_by_text("bad.csv: expected numbers, got 'oops' in row 3, column 1")).to_be_visible()
+    at = step(page)
+    until(page, lambda: step(page) > at, "the run to go on playing")
+    chooser.set_input_files(good)
+    expect(page.get_by_text("good.csv: 64 samples to train on, 16 held out, 2 inputs, 2 classes.")).to_be_visible()
+    until(page, lambda: step(page) == 0, "a new run")
+    train(page, 30)
+    assert "file" in page.url
+    other = open_app(page.context.new_page(), page.url)
+    expect(other.get_by_text("expected the file 'good.csv'")).to_be_visible()
+    assert page.console_errors == []
+
+
+def test_what_is_taken_away_is_right_and_a_link_reopens_the_same(server, page, new_page, tmp_path):
+    open_app(page, f"{server}/training")
+    slide(page, "lr", ["ArrowRight"] * 5)
+    train(page, 25)
+    at = step(page)
+    script = download(page, "Python script").read_text()
+    assert f"session.step({at}" in script or "session.set(" in script
+    path = tmp_path / "record.nc"
+    path.write_bytes(download(page, "Record (.nc)").read_bytes())
+    import xarray as xr
+
+    with xr.open_dataset(path, engine="h5netcdf") as record:
+        assert record.sizes["step"] == at + 1
+        assert float(record["heldout_loss"][0, -1]) < float(record["heldout_loss"][0, 0])
+        assert record.attrs["method"] == "adam"
+    html = download(page, "Page that plays")
+    alone = new_page()
+    alone.goto(html.as_uri())
+    alone.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    again = open_app(new_page(), page.url)
+    until(again, lambda: step(again) == at, "the same step")
+    until(again, lambda: accuracy(again) == accuracy(page), "the same accuracy")
+    for one in (page, alone, again):
+        assert one.console_errors == []
+    assert wb.__version__ in script
+
+
+def test_on_a_phone_it_trains_and_nothing_reaches_beyond_the_width(server, new_page):
+    page = new_page(viewport={"width": 390, "height": 844}, user_agent=PHONE, has_touch=True, is_mobile=True)
+    open_app(page, f"{server}/training")
+    press(page, "Play or pause")
+    until(page, lambda: step(page) > 20, "some steps")
+    press(page, "Play or pause")
+    page.get_by_role("tab", name="Curves").scroll_into_view_if_needed()
+    expect(page.get_by_text("Loss, mean per sample").first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.console_errors == []
