@@ -1,5 +1,7 @@
 """What a session remembers: snapshots under a budget, the edit log, what steps measured."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_gaps_grow_with_age():
     """With room for 100 of 2,000 states no gap is wider than a quarter of its age, and recent ones are narrow."""
     kept = filled(100 * 100, 2000)
     steps = steps_of(kept)
-    for a, b in zip(steps, steps[1:], strict=False):
+    for a, b in itertools.pairwise(steps):
         assert b - a <= max(2, (2000 - a) / 4)
     assert kept.widest_gap() == max(np.diff(steps))
 

@@ -94,6 +94,15 @@ class Dial:
         """Where the slider has to stand for the value."""
         return _place(self.hyper, self.value)
 
+    def stands(self) -> bool:
+        """Whether the slider stands at the value, as nearly as its steps allow: a browser moves it to the next step."""
+        place, wanted = self.slider.value, self.place()
+        if self.hyper.scale not in ("linear", "log"):
+            return place == wanted
+        if self.hyper.scale == "log":
+            place, wanted = np.log10(place), np.log10(wanted)
+        return abs(place - wanted) <= 0.51 * self.slider.step
+
 
 def spoken(value: Any) -> str:
     """A value in words; one that differs between runs by its range."""
@@ -114,7 +123,7 @@ def _place(hyper: Hyper, value: Any) -> Any:
 
 
 def _slider(hyper: Hyper, value: Any, label: str) -> Any:
-    look = {"description": label, "tooltip": hyper.doc, "style": LABEL}
+    look = {"description": label, "tooltip": hyper.doc, "style": LABEL, "layout": {"width": "340px"}}
     if hyper.scale == "choice":
         return ipywidgets.Dropdown(options=list(hyper.choices), value=value, **look)
     low, high = slider_range(hyper)
@@ -163,7 +172,7 @@ class Controls(ipywidgets.VBox):
         self.speed = ipywidgets.Dropdown(options=SPEEDS, value=0.0, layout={"width": "160px"})
         self.speed.tooltip = "Speed while it plays"
         self.buttons = ipywidgets.HBox([self.play, self.back, self.step, self.speed])
-        wide = {"layout": ipywidgets.Layout(width="420px"), "style": LABEL}
+        wide = {"layout": ipywidgets.Layout(width="436px"), "style": LABEL}
         self.time = ipywidgets.IntSlider(session.index, 0, max(1, session.head), description="step", **wide)
         self.status = ipywidgets.HTML("")
 
@@ -229,7 +238,7 @@ class Controls(ipywidgets.VBox):
             self._ask("seek", lambda session: session.seek(min(change.new, session.head)))
 
     def _slid(self, dial: Dial) -> None:
-        if not self._follower.here:
+        if not self._follower.here and not dial.stands():
             dial.hold(dial.slider)
             self._turn(dial, dial.slid())
 
@@ -246,6 +255,7 @@ class Controls(ipywidgets.VBox):
         self._turn(dial, value)
 
     def _turn(self, dial: Dial, value: Any) -> None:
+        dial.value = value
         self._ask(f"turn {dial.name}", lambda session: self._set(session, dial, value))
 
     # ---- the controls' thread
@@ -302,18 +312,25 @@ class Controls(ipywidgets.VBox):
             look = ("Pause", "pause") if playing else ("Play", "play")
             wanted.append((self.play, {"value": playing, "description": look[0], "icon": look[1]}))
         if now - self._moved > TOUCHED_SECONDS and "seek" not in self._asked:
-            wanted.append((self.time, {"max": max(1, session.head), "value": session.index}))
+            wanted.append((self.time, self._time_wanted(session)))
         for name, value in session.hyper.items():
             dial = self.dials.get(name)
             if dial is not None and f"turn {name}" not in self._asked:
                 wanted += self._wanted_dial(dial, value)
         return wanted
 
+    def _time_wanted(self, session: wb.Session) -> dict[str, Any]:
+        """Its end or its place, never both at once: a browser that sets the place first cuts it off at the old end."""
+        index, head = session.index, max(1, session.head)
+        if head > self.time.max or (not session.playing and self.time.value <= head < self.time.max):
+            return {"max": max(10, 2 * head) if session.playing else head}
+        return {"value": min(index, self.time.max)}
+
     @staticmethod
     def _wanted_dial(dial: Dial, value: Any) -> list[tuple[Any, dict[str, Any]]]:
         dial.value = value
         rows: list[tuple[Any, dict[str, Any]]] = []
-        if dial.free(dial.slider) and (np.ndim(value) or dial.slid() != _legal_place(dial, value)):
+        if dial.free(dial.slider) and not dial.stands():
             rows.append((dial.slider, {"value": dial.place()}))
         if dial.box is not None and dial.free(dial.box) and not dial.error.value:
             rows.append((dial.box, {"value": spoken(value)}))
@@ -338,13 +355,6 @@ class Controls(ipywidgets.VBox):
         with widget.hold_sync():
             for name, value in traits.items():
                 setattr(widget, name, value)
-
-
-def _legal_place(dial: Dial, value: Any) -> Any:
-    """The value the slider can show that is nearest to a value: itself, unless it lies outside of the slider."""
-    if dial.hyper.scale == "choice":
-        return value
-    return from_slider(dial.hyper, to_slider(dial.hyper, float(value)))
 
 
 def _differs(widget: Any, traits: dict[str, Any]) -> bool:
