@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from workbench import trace as traces
 from workbench.timeline import RECENT, Edit, Snapshots, Timeline
 from workbench.trace import BLOCK, Trace
+from workbench.tree import nbytes
 
 # ------------------------------------------------------------------------------------------------- snapshots
 
 
 def state(k, numbers=25):
     return (torch.full((numbers,), float(k)),)  # 100 bytes
+
+
+EACH = nbytes(state(0))
+"""What one of these states counts for."""
 
 
 def filled(budget, last):
@@ -32,22 +37,22 @@ def steps_of(snapshots):
 
 
 def test_nothing_is_dropped_within_the_budget():
-    kept = filled(100 * 101, 100)
+    kept = filled(EACH * 101, 100)
     assert len(kept) == 101
-    assert kept.nbytes == 100 * 101
+    assert kept.nbytes == EACH * 101
     assert kept.widest_gap() == 1
 
 
-@pytest.mark.parametrize("budget", [0, 1000, 5000, 20_000])
+@pytest.mark.parametrize("budget", [0, 10 * EACH, 50 * EACH, 200 * EACH])
 def test_the_budget_holds_but_for_the_first_and_the_last_16(budget):
     kept = filled(budget, 1000)
-    assert kept.nbytes <= max(budget, 100 * (RECENT + 2))
+    assert kept.nbytes <= max(budget, EACH * (RECENT + 2))
     assert set(range(1000 - RECENT + 1, 1001)) <= set(steps_of(kept))
     assert steps_of(kept)[0] == 0
 
 
 def test_every_step_has_a_snapshot_at_or_before_it_with_its_own_state():
-    kept = filled(3000, 700)
+    kept = filled(30 * EACH, 700)
     for k in range(701):
         at, found = kept.nearest(k)
         assert at <= k
@@ -56,14 +61,14 @@ def test_every_step_has_a_snapshot_at_or_before_it_with_its_own_state():
 
 def test_gaps_grow_with_age():
     """With room for 100 of 2,000 states no gap is wider than a quarter of its age, and recent ones are narrow."""
-    kept = filled(100 * 100, 2000)
+    kept = filled(EACH * 100, 2000)
     steps = steps_of(kept)
     for a, b in itertools.pairwise(steps):
         assert b - a <= max(2, (2000 - a) / 4)
     assert kept.widest_gap() == max(np.diff(steps))
 
 
-@given(st.lists(st.integers(0, 400), max_size=12), st.integers(0, 4000))
+@given(st.lists(st.integers(0, 400), max_size=12), st.integers(0, 40 * EACH))
 @settings(max_examples=50)
 def test_the_16_before_the_present_and_before_the_head_survive_replays(targets, budget):
     kept = filled(budget, 400)
@@ -74,15 +79,15 @@ def test_the_16_before_the_present_and_before_the_head_survive_replays(targets, 
         steps = set(steps_of(kept))
         assert set(range(400 - RECENT + 1, 401)) <= steps
         assert set(range(max(at, target - RECENT + 1), target + 1)) <= steps
-        assert kept.nbytes == 100 * len(kept)
-        assert kept.nbytes <= max(budget, 100 * (2 * RECENT + 2))
+        assert kept.nbytes == EACH * len(kept)
+        assert kept.nbytes <= max(budget, EACH * (2 * RECENT + 2))
 
 
 def test_a_part_shares_states_and_counts_its_own_bytes():
-    kept = filled(10_000, 50)
+    kept = filled(100 * EACH, 50)
     part = kept.upto(20)
     assert steps_of(part) == list(range(21))
-    assert part.nbytes == 2100
+    assert part.nbytes == EACH * 21
     assert part.nearest(7)[1] is kept.nearest(7)[1]
     part.put(21, state(0))
     assert kept.nearest(21)[1][0][0] == 21

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.tree import PerRun, leaves, nbytes, own, pick_run, repeat_runs, same_bits, tensors, tree_map
+from workbench.tree import (
+    TENSOR_BYTES,
+    PerRun,
+    leaves,
+    nbytes,
+    own,
+    pick_run,
+    repeat_runs,
+    same_bits,
+    tensors,
+    tree_map,
+)
 
 
 class Pair(NamedTuple):
@@ -32,7 +43,7 @@ def test_mapping_keeps_the_structure_and_every_leaf_that_is_no_tensor():
 def test_leaves_come_in_a_fixed_order_and_bytes_are_counted():
     assert [leaf for leaf in leaves(tree()) if not isinstance(leaf, torch.Tensor)] == [7, None, 1, 2, 3]
     assert [t.numel() for t in tensors(tree())] == [3, 6, 1]
-    assert nbytes(tree()) == 4 * (3 + 6 + 1)
+    assert nbytes(tree()) == 4 * (3 + 6 + 1) + 3 * TENSOR_BYTES
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,12 @@ class HyperControl:
         self.hyper, self.turned, self._quiet = hyper, turned, False
         self._slider_echo, self._box_echo = Echo(), Echo()
         self.value = value
+        self.slider: Any
+        self.box: Any = None
+        self.view: Any
         name = label or (f"{hyper.name} ({hyper.unit})" if hyper.unit else hyper.name)
         if hyper.scale == "choice":
             self.slider = pmui.Select(label=name, options=list(hyper.choices), value=value, size="small", **ONE_LINE)
-            self.box = None
             self.view = self.slider
         else:
             self._make_slider(name, value)
@@ -71,11 +73,11 @@ class HyperControl:
             label=name, start=low, end=high, step=step, value=to_slider(self.hyper, value), **look, **ONE_LINE
         )
         self.slider._priority_changes = ["value"]
-        self.box = pmui.TextInput(
-            label="", value=words(value), size="small", width=92, margin=(10, 0, 0, 8)
-        )
+        self.box = pmui.TextInput(label="", value=words(value), size="small", width=92, margin=(10, 0, 0, 8))
         self.box.param.watch(self._typed, "value")
-        self.error = pn.pane.Str("", visible=False, styles={"color": "var(--mui-palette-error-main, #c62828)"}, margin=0)
+        self.error = pn.pane.Str(
+            "", visible=False, styles={"color": "var(--mui-palette-error-main, #c62828)"}, margin=0
+        )
         row = pn.Row(self.slider, self.box, sizing_mode="stretch_width", margin=0)
         self.view = pn.Column(row, self.error, sizing_mode="stretch_width", margin=0)
 

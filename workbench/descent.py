@@ -37,7 +37,7 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
         loss = function(leaf)
         if not loss.requires_grad:
             return loss.detach(), torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        (gradient,) = torch.autograd.grad(loss, leaf, torch.ones_like(loss))
     return loss.detach(), gradient
 
 

@@ -112,6 +112,7 @@ class Hyper:
 
     def _check_runs(self, value: Any) -> Tensor | float:
         try:
+            value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
             tensor = torch.as_tensor(value, dtype=torch.float64).detach()
         except (TypeError, ValueError, RuntimeError):
             words = f"{self._range()}, or one for each run"
@@ -223,11 +224,11 @@ class Key:
 
     def stream(self, name: str) -> "Key":
         """The key of a named purpose: draws of one stream never shift those of another."""
-        return dataclasses.replace(self, path=f"{self.path}/{name}")
+        return Key(self.seed, f"{self.path}/{name}", self.step)
 
     def at(self, step: int) -> "Key":
         """The key of one step."""
-        return dataclasses.replace(self, step=step)
+        return Key(self.seed, self.path, step)
 
     @property
     def runs(self) -> int | None:

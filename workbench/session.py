@@ -57,7 +57,8 @@ class Session:
         budget: int = BUDGET,
         device: Any = None,
     ) -> None:
-        self.routine, self._key = routine.to(device), as_key(seed)
+        self.routine: Any = routine.to(device)
+        self._key = as_key(seed)
         self.seed, self.start, self.probes = self._key.seed, own(start), pick_probes(routine, probes)
         self.first = own(dict(hyper or {}))
         self.budget = budget

@@ -32,9 +32,17 @@ def tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in leaves(tree) if isinstance(leaf, Tensor))
 
 
+TENSOR_BYTES = 512
+"""What a tensor costs beyond its numbers (its two objects and its allocation): for small states this is most of it."""
+
+
 def nbytes(tree: Any) -> int:
-    """Bytes held by the tensors of the tree (shared storage counts each time)."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors(tree))
+    """Bytes held by the tensors of the tree, with what keeping a tensor costs (shared storage counts each time)."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes + TENSOR_BYTES
+    if isinstance(tree, dict):
+        return sum(map(nbytes, tree.values()))
+    return sum(map(nbytes, tree)) if isinstance(tree, tuple | list) else 0
 
 
 def same_bits(a: Any, b: Any) -> bool:

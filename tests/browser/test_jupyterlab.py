@@ -139,7 +139,7 @@ def test_widgets_and_an_app_live_beside_running_cells_and_nothing_leaves_loopbac
 
     # The app in its frame plays while a cell burns Python.
     frame = page.frame_locator("iframe[title=Descent]")
-    play = frame.get_by_role("button", name="Play", exact=True)
+    play = frame.get_by_role("button", name="Play or pause")
     play.wait_for(timeout=MINUTES)
     inside = next(f for f in page.frames if f.parent_frame and "/lab" not in f.url)
     inside.wait_for_function(f"{PLAYER}?.drawn > 0", timeout=MINUTES)
@@ -152,7 +152,7 @@ def test_widgets_and_an_app_live_beside_running_cells_and_nothing_leaves_loopbac
     assert steps >= 10, "the app stood still while a cell ran"
     assert inside.evaluate(f"{PLAYER}.drawn") - drawn >= 5, "no frames arrived while a cell ran"
     print(f"\nwhile a cell ran for 3 s: {steps} steps, {inside.evaluate(f'{PLAYER}.drawn') - drawn} frames")
-    frame.get_by_role("button", name="Pause", exact=True).click()
+    play.click()
 
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     size = (tmp_path / "live.ipynb").stat().st_size

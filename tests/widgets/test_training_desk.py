@@ -1,4 +1,4 @@
-"""The Training app without a page: learning, exploding and coming back, branches, uploads, links, what is taken away."""
+"""The Training app without a page: learning, exploding and coming back, branches, uploads, links, exports."""
 
 import io
 import json
@@ -123,7 +123,8 @@ def test_measuring_says_what_it_costs_and_waits_its_turn():
 def test_measured_losses_equal_those_of_the_probes(desk):
     done(desk, lambda: desk.step(20))
     session, row = desk.session, desk.measures.at(desk.session, 20)
-    for part, loss, share in (("train", row.train_loss, row.train_score), ("heldout", row.heldout_loss, row.heldout_score)):
+    parts = (("train", row.train_loss, row.train_score), ("heldout", row.heldout_loss, row.heldout_score))
+    for part, loss, share in parts:
         probe = session.routine.probes[part].measure(session.routine, session.state)
         assert loss == float(probe[f"{part}_loss"])
         assert share == pytest.approx(float(probe[f"{part}_accuracy"]), abs=1e-6)
@@ -184,7 +185,8 @@ def test_play_goes_on_regardless_after_an_explosion(desk):
     explode(desk)
     at = desk.session.index
     desk.toggle()
-    until(lambda: desk.session.index > at + 20)
+    until(lambda: desk.session.index > at + 200)
+    assert desk.session.playing
     done(desk, desk.toggle)
 
 

@@ -29,7 +29,7 @@ from workbench.routine import unknown
 
 MOST = 6
 MARKS = ("dot", "square", "triangle", "diamond", "plus", "star")
-BUDGET = 2 * 2**20
+BUDGET = 64 * 2**20
 """Bytes of snapshots, counted as numbers only: a state of a few points takes about 100, and 10 KB of Python objects."""
 CONTOURS = 11
 FIRST_SPEED = 100.0

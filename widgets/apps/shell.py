@@ -56,8 +56,12 @@ class Shell:
         self.desk = desk
         self.later = Later()
         self._quiet, self.echo = False, Echo()
-        self.player = ServedPlayer(sizing_mode="stretch_both", min_height=240, margin=0, styles={"grid-area": "picture"})
-        self.message = pmui.Alert(object="", visible=False, closeable=True, margin=(0, 0, 8, 0), sizing_mode="stretch_width")
+        self.player = ServedPlayer(
+            sizing_mode="stretch_both", min_height=240, margin=0, styles={"grid-area": "picture"}
+        )
+        self.message = pmui.Alert(
+            object="", visible=False, closeable=True, margin=(0, 0, 8, 0), sizing_mode="stretch_width"
+        )
         self.status = pn.pane.HTML("", margin=(0, 8), sizing_mode="stretch_width")
         desk.can_draw = lambda: self.player.feed.idle
         self.player.on_click(lambda x, y: desk.click(x, y))
@@ -125,24 +129,37 @@ class Shell:
     def _transport(self) -> Any:
         desk = self.desk
         button = functools.partial(pmui.Button, size="small", variant="text", margin=(4, 1))
-        self.play = button(icon="play_arrow", description="Play or pause (space)", variant="contained", label="Play", width=96)
+        self.play = button(
+            icon="play_arrow", description="Play or pause (space)", variant="contained", label="Play", width=96
+        )
         restart = button(icon="replay", description="Back to step 0; forgets branches", label="Restart")
         back = button(icon="skip_previous", description="One step back (←)", label="Back")
         step = button(icon="skip_next", description="One step on (→)", label="Step")
         branch = button(icon="call_split", description="Branch: keep this line, go on along a new one", label="Branch")
-        for widget, command in ((self.play, desk.toggle), (restart, desk.restart), (back, desk.back), (step, desk.step)):
+        for widget, command in (
+            (self.play, desk.toggle),
+            (restart, desk.restart),
+            (back, desk.back),
+            (step, desk.step),
+        ):
             widget.on_click(lambda event, command=command: command())
         branch.on_click(lambda event: desk.branch())
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
         self.time._priority_changes = ["value"]
         self.time.param.watch(self._sought, "value")
         self.time.param.watch(self._released, "value_throttled")
-        speed = pmui.Select(label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4))
+        speed = pmui.Select(
+            label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4)
+        )
         speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
         self.line_view.param.watch(self._switched, "value")
-        buttons = pn.FlexBox(self.play, back, step, branch, restart, self.line_view, speed, align_items="center", margin=0)
-        return pn.Column(self.time, buttons, self.status, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"})
+        buttons = pn.FlexBox(
+            self.play, back, step, branch, restart, self.line_view, speed, align_items="center", margin=0
+        )
+        return pn.Column(
+            self.time, buttons, self.status, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"}
+        )
 
     def _exports(self) -> list:
         """Script, record, picture, page."""
@@ -238,7 +255,9 @@ class Shell:
         desk, session = self.desk, self.desk.session
         self._quiet = True
         try:
-            self.play.param.update(icon="pause" if session.playing else "play_arrow", label="Pause" if session.playing else "Play")
+            self.play.param.update(
+                icon="pause" if session.playing else "play_arrow", label="Pause" if session.playing else "Play"
+            )
             if self.time.value != session.index:
                 self.echo.tell(("step", session.index))
             self.time.param.update(end=max(1, session.head), value=session.index)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,8 +20,9 @@ from widgets.apps.training_measures import SHARE, Measures
 from widgets.apps.training_picture import Answers, Picture
 from widgets.player import Frame, Scene, export_html
 from workbench.catalogue import find
-from workbench.problems.data import as_data, read
+from workbench.problems.data import Dataset, as_data, read
 from workbench.problems.networks import MLP
+from workbench.training import Training
 
 OWN = "own"
 BACK = 50
@@ -41,7 +42,7 @@ FILES = 4
 @functools.lru_cache(maxsize=8)
 def load(name: str) -> wb.Data:
     """A data set of the catalogue, read once."""
-    return find("datasets", "a data set", name).make().load()
+    return cast(Dataset, find("datasets", "a data set", name).make()).load()
 
 
 class TrainingDesk(Desk):
@@ -126,7 +127,7 @@ class TrainingDesk(Desk):
     @property
     def data(self) -> wb.Data:
         """The data of the live session."""
-        return self.session.routine.data
+        return trained(self.session).data
 
     def _pick_data(self) -> wb.Data:
         name = self.settings["data"]
@@ -240,8 +241,7 @@ class TrainingDesk(Desk):
     # ---- commands
 
     def _toggle(self) -> None:
-        self.trouble = ""
-        self._watching = self._loss_at(self.session) <= self._limit(self.session)
+        self._watching, self.trouble = not self._exploded_here(), ""
         super()._toggle()
 
     def retreat(self) -> None:
@@ -287,7 +287,7 @@ class TrainingDesk(Desk):
         """What the model of a session says of the drawn samples now."""
         session = session or self.session
         picture = self.held_out(session)
-        return picture.read(session.routine.outputs(session.state, picture.x)[0])
+        return picture.read(trained(session).outputs(session.state, picture.x)[0])
 
     def scene(self) -> Scene:
         return self.held_out().scene()
@@ -297,7 +297,7 @@ class TrainingDesk(Desk):
         session = session or self.session
         step, state = session.now
         picture = self.held_out(session)
-        outputs = session.routine.outputs(state, picture.x)
+        outputs = trained(session).outputs(state, picture.x)
         answers = picture.read(outputs[0])
         words = [f"step {step:,}", *self._caption(session, picture, outputs, answers)]
         picked = self.picked if session is self.session else None
@@ -311,8 +311,8 @@ class TrainingDesk(Desk):
     @staticmethod
     def _caption(session: wb.Session, picture: Picture, outputs: Any, answers: Answers) -> list[str]:
         """Score and loss of the drawn samples in words."""
-        targets = session.routine.data.y_test[: picture.count]
-        loss = float(session.routine.loss(outputs, targets))
+        targets = trained(session).data.y_test[: picture.count]
+        loss = float(trained(session).loss(outputs, targets))
         some = f" of the {picture.count:,} drawn" if picture.count < picture.total else ""
         words = [f"held-out loss {loss:.3g}{some}" if math.isfinite(loss) else "held-out loss not finite"]
         if picture.classes:
@@ -320,8 +320,8 @@ class TrainingDesk(Desk):
         return words
 
     def status(self) -> str:
-        session = self.session
-        return f"step {session.index:,} of {session.head:,} · the loss exploded here" if self.trouble else super().status()
+        words = super().status()
+        return f"{words.partition(' · ')[0]} · the loss exploded here" if self.trouble else words
 
     @property
     def advice(self) -> str:
@@ -334,7 +334,8 @@ class TrainingDesk(Desk):
     def costs(self) -> str:
         """What measuring costs, in words."""
         spent = self.measures
-        return f"measured in {1000 * spent.cost:.1f} ms at each marked step, {100 * min(1.0, spent.share):.0f} % of the time"
+        share = 100 * min(1.0, spent.share)
+        return f"measured in {1000 * spent.cost:.1f} ms at each marked step, {share:.0f} % of the time"
 
     def tick(self, session: wb.Session) -> None:
         if not session.playing or self.measures.due():
@@ -430,9 +431,7 @@ class TrainingDesk(Desk):
         """Losses at these steps; a step that was not measured is a gap."""
         found = [self.measures.at(self.session, step) for step in steps]
         words = {"training loss": "train_loss", "held-out loss": "heldout_loss"}
-        return {
-            label: [getattr(row, name) if row else float("nan") for row in found] for label, name in words.items()
-        }
+        return {label: [getattr(row, name) if row else float("nan") for row in found] for label, name in words.items()}
 
     def meta(self) -> dict[str, Any]:
         session, data = self.session, self.data
@@ -450,6 +449,11 @@ class TrainingDesk(Desk):
     def query(self) -> dict[str, str]:
         found = super().query()
         return {**self.awaited} if self.awaited is not None and not self.session.index else found
+
+
+def trained(session: wb.Session) -> Training:
+    """What a session of this app runs."""
+    return cast(Training, session.routine)
 
 
 def file_name(key: str) -> str:
@@ -472,7 +476,7 @@ def _try(session: wb.Session) -> int:
     Raises:
         ValueError: when model, loss and data do not go together.
     """
-    routine = session.routine
+    routine = trained(session)
     inputs, targets = routine.data.x_test[:2], routine.data.y_test[:2]
     try:
         outputs = routine.outputs(session.state, inputs)

@@ -54,7 +54,7 @@ def measure(routine: Any, state: Any) -> Row:
         scores.append(score(data, outputs[0], targets))
     norms = routine.probes["norms"].measure(routine, state)
     weights, gradients = (norms[name][0].double().cpu().numpy() for name in ("layer_weight_norm", "layer_grad_norm"))
-    return Row(*values, *scores, weights, gradients)
+    return Row(values[0], values[1], scores[0], scores[1], weights, gradients)
 
 
 class Measures:

@@ -189,7 +189,7 @@ class Picture:
     # ---- mistakes
 
     def order(self, answers: Answers, picked: int | None = None) -> list[int]:
-        """Samples to show among the mistakes, at most 60: the picked one, then wrong ones (or all values), worst first."""
+        """Samples to show, at most 60: the picked one, then those classified wrong (or all values), worst first."""
         pool = np.flatnonzero(answers.wrong) if self.classes else np.arange(self.count)
         worst = pool[np.argsort(-answers.cost[pool], kind="stable")].tolist()
         first = [] if picked is None else [picked]
@@ -244,7 +244,8 @@ class Picture:
         left = f"; {int((~known).sum())} with outputs that are not finite left out" if not known.all() else ""
         head = "".join(f"<th>{name}</th>" for name in names)
         caption = f"<caption>rows: true class, columns: predicted, held-out samples{left}</caption>"
-        return f"<table class='plain grid'>{caption}<thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = f"<thead><tr><th></th>{head}</tr></thead>"
+        return f"<table class='plain grid'>{caption}{head}<tbody>{body}</tbody></table>"
 
 
 def _cell(count: int, share: float, right: bool) -> str:

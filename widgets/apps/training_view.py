@@ -13,14 +13,15 @@ import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
 from widgets.apps.shell import FIELD, Shell
-from widgets.apps.training import BACK, OWN, TrainingDesk, file_name
-from widgets.sliders import HyperControl
+from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
+from widgets.sliders import HyperControl
 from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
 
 SLOW_SECONDS = 0.5
 """Mistakes and confusion are drawn at most twice a second while a run plays."""
+SEED = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
 MUTED = {"light": "#8a949e", "dark": "#6f7983"}
 TABLE = """
 table.plain { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; width: 100%; }
@@ -31,7 +32,7 @@ table.plain caption { text-align: left; padding: 4px 0; opacity: .8; }
 ABOUT = """
 **The picture.** Every mark is one held-out sample, which the model never trains on. With three classes or more each
 class has a corner on the circle and a sample stands at Σ p(class) · corner, p being the softmax of the model's outputs:
-sure answers lie in corners, doubt in between. With two classes the axis is p of the second class (height means nothing).
+sure answers lie in corners, doubt between. With two classes the axis is p of the second class; height means nothing.
 Values are drawn as predicted against true. Colour and shape say the true class, × that the model says another. Click a
 mark to name it.
 
@@ -46,9 +47,9 @@ of a minibatch) with respect to it.
 **Stopping.** A playing run stops when its minibatch loss is more than 1,000 times the first one, or not finite.
 Go back, branch with a lower rate. Nothing is lost: every step can be reached again, to the same bits.
 
-**Data.** Inputs are standardised by their training part (mean 0, standard deviation 1); so are values to predict. A fifth
-is held out by a fixed shuffle. Uploaded files stay in this page's memory and go when it is closed; a link to such a run
-does not carry the file.
+**Data.** Inputs are standardised by their training part (mean 0, standard deviation 1); so are values to predict.
+A fifth is held out by a fixed shuffle. Uploaded files stay in this page's memory and go when it is closed; a link to
+such a run does not carry the file.
 """
 
 
@@ -70,7 +71,8 @@ class TrainingShell(Shell):
         self.matrix = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=8)
         self.cost = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
         self.hyper: dict[str, HyperControl] = {}
-        self._drawn, self._routine = 0.0, None
+        self._drawn = 0.0
+        self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
         desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
 
@@ -93,7 +95,8 @@ class TrainingShell(Shell):
 
     def _show_choices(self) -> None:
         """What a session starts from; any change starts a new one."""
-        desk, found = self.desk, []
+        desk = self.desk
+        found: list[Any] = []
         found.append(self._select("Data", "data", self._data_options()))
         if desk.own["data"] is None:
             found += [self.file, self.answer]
@@ -101,8 +104,7 @@ class TrainingShell(Shell):
         if desk.settings["model"] == "mlp":
             found += [self._init_control(hyper) for hyper in MLP.hypers.values()]
         found.append(self._select("Optimizer", "optimizer", self._options("optimizers", "optimizer")))
-        seed = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
-        found.append(self._init_control(seed))
+        found.append(self._init_control(SEED))
         self.choices[:] = found
 
     def _options(self, family: str, name: str) -> dict[str, str]:
@@ -176,13 +178,13 @@ class TrainingShell(Shell):
         """The shared transport, and the two ways out of an explosion."""
         desk, look = self.desk, {"size": "small", "variant": "outlined", "margin": (4, 2)}
         back = pmui.Button(label=f"Back {BACK}", icon="fast_rewind", description=f"{BACK} steps back", **look)
-        half = pmui.Button(
-            label="Branch at half the rate", icon="call_split", description="Keep this line; a new one with lr / 2", **look
-        )
+        words = "Keep this line; a new one with lr / 2"
+        half = pmui.Button(label="Branch at half the rate", icon="call_split", description=words, **look)
         back.on_click(lambda event: desk.retreat())
         half.on_click(lambda event: desk.halve())
         column = super()._transport()
-        self.advice = pmui.Alert(object="", severity="warning", visible=False, margin=(2, 0), sizing_mode="stretch_width")
+        wide = {"margin": (2, 0), "sizing_mode": "stretch_width"}
+        self.advice = pmui.Alert(object="", severity="warning", visible=False, **wide)
         column.extend([self.advice, pn.FlexBox(back, half, align_items="center", margin=0)])
         return column
 
@@ -288,13 +290,14 @@ class TrainingShell(Shell):
         desk = self.desk
         marks, rows = desk.measures.arrays(desk.session)
         colours = palette.LIGHT if self.theme == "light" else palette.DARK
-        names = desk.session.routine.model.names
+        names = trained(desk.session).model.names
         for pane, key, title in (
             (self.weights, "weight_norms", "Norm of each block of weights"),
             (self.gradients, "grad_norms", "Norm of the full training gradient in each block"),
         ):
             series = [
-                {"name": name, "steps": marks, "values": rows[key][:, i], "colour": colours[i % 8], "dash": DASHES[i // 8 % 3]}
+                {"name": name, "steps": marks, "values": rows[key][:, i]}
+                | {"colour": colours[i % 8], "dash": DASHES[i // 8 % 3]}
                 for i, name in enumerate(names[:24])
                 if rows
             ]
@@ -320,7 +323,8 @@ DASHES = ("solid", "dash", "dot")
 
 def _named(figure: dict[str, Any]) -> dict[str, Any]:
     """A figure with a legend under its title."""
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}, "bgcolor": "rgba(0,0,0,0)"}
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}}
+    legend["bgcolor"] = "rgba(0,0,0,0)"
     layout = {**figure["layout"], "showlegend": True, "legend": legend, "hovermode": "x unified"}
     layout["margin"] = {**layout["margin"], "t": 52}
     layout["title"] = {**layout["title"], "y": 0.99, "yanchor": "top", "yref": "container"}

@@ -9,12 +9,12 @@ const BLANK = { x: [0, 1], y: [0, 1], labels: ["", ""], axes: false, title: "", 
 const KEYS = "Space plays or pauses, left and right arrows step, Shift with arrows moves the start, Enter sets it, plus and minus zoom, 0 resets the view.";
 
 export class Player {
-  constructor(el, { emit = () => {}, theme = "auto" } = {}) {
+  constructor(el, { emit = () => {}, theme = "auto", tall = 0 } = {}) {
     this.id = Math.random().toString(36).slice(2, 10);
     Object.assign(this, { el, emit, pending: { scene: null, frames: [] }, scene: BLANK, frame: null, still: null, sprites: new Map(), tiles: [], cursor: null });
     this.counts = { received: 0, drawn: 0, lastStep: null, seq: 0, errors: 0, player: this };
     this.view = new Viewport();
-    this.build();
+    this.build(tall);
     this.dark = matchMedia("(prefers-color-scheme: dark)");
     this.onDark = () => this.setTheme(this.theme);
     this.dark.addEventListener("change", this.onDark);
@@ -25,9 +25,9 @@ export class Player {
     (window.__players ??= {})[this.id] = this.counts;
   }
 
-  build() {
+  build(tall) {
     this.root = document.createElement("div");
-    this.root.style.cssText = "position:relative;width:100%;height:100%;min-height:180px;overflow:hidden;contain:strict;box-sizing:border-box";
+    this.root.style.cssText = `height:${tall ? `${tall}px` : "100%"};position:relative;width:100%;min-height:180px;overflow:hidden;contain:strict;box-sizing:border-box`;
     this.canvas = canvasOf(1, 1);
     this.canvas.style.cssText = "position:absolute;inset:0;width:100%;height:100%;display:block;cursor:crosshair;user-select:none;-webkit-user-select:none";
     this.canvas.tabIndex = 0;
@@ -358,9 +358,8 @@ function hostOf(model) {
 }
 
 function render({ model, el }) {
-  const host = hostOf(model), height = host.get("tall");
-  if (height) el.style.height = `${height}px`;
-  const player = new Player(el, { theme: host.get("theme"), emit: (m) => host.send({ ...m, view: player.id }) });
+  const host = hostOf(model), tall = host.get("tall");
+  const player = new Player(el, { tall, theme: host.get("theme"), emit: (m) => host.send({ ...m, view: player.id }) });
   const take = { scene: () => player.receive("scene", host.get("scene")), frame: () => player.receive("frame", host.get("frame")), theme: () => player.setTheme(host.get("theme")) };
   take.scene();
   take.frame();

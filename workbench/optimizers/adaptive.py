@@ -85,8 +85,8 @@ class Adam(Optimizer):
     def step(self, space, oracle, x, state, hyper, noise):
         _, g = oracle(x)
         x, g = self.shrink(x, g, hyper)
-        m = torch.lerp(state.m, g, 1 - hyper["beta1"])
-        v = torch.lerp(state.v, g * g, 1 - hyper["beta2"])
+        m = torch.lerp(g, state.m, hyper["beta1"])
+        v = torch.lerp(g * g, state.v, hyper["beta2"])
         p1, p2 = state.p1 * hyper["beta1"], state.p2 * hyper["beta2"]
         scale, root = hyper["lr"] / (1 - p1), (1 - p2).rsqrt()
         return x - scale * m / (v.sqrt() * root + hyper["eps"]), AdamState(m, v, p1, p2), {}
