@@ -142,7 +142,9 @@ class DescentPicture:
         routine = session.routine
         together = isinstance(routine, Together)
         self.objective = (routine.lead if together else routine).objective
-        self.start = positions(routine.init(session.key.stream("init"), start=session.start, runs=session_runs(session)))
+        self.start = positions(
+            routine.init(session.key.stream("init"), start=session.start, runs=session_runs(session))
+        )
         self.labels = list(routine.parts) if together else [routine.method.name]
         self.colours = method_indices(self.labels)
         self._trail = Trail(_cell(self.objective))

@@ -16,7 +16,11 @@ from typing import Any
 
 APPS = {
     "descent": ("widgets.apps.descent", "Descent", "Optimizers side by side on a surface: turn them, rewind, branch."),
-    "training": ("widgets.apps.training", "Training", "Train a network on real data; every setting can be turned live."),
+    "training": (
+        "widgets.apps.training",
+        "Training",
+        "Train a network on real data; every setting can be turned live.",
+    ),
 }
 """What is served: page name to (module, title, one line). A module has a `page(query, runs)` that returns a Shell."""
 
@@ -111,7 +115,7 @@ class Server:
         sys.setswitchinterval(SWITCH_SECONDS)
         torch.set_num_threads(1)
         pn.config.reconnect = True
-        pn.config.index_titles = {f"/{name}": f"{title}: {line}" for name, (_, title, line) in APPS.items()}
+        pn.config._index_titles = {f"/{name}": f"{title}: {line}" for name, (_, title, line) in APPS.items()}
 
     def options(self) -> dict[str, Any]:
         """Further options of the listening server: the page that lists the apps, the password."""

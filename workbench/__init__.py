@@ -1,7 +1,7 @@
 """Gradient Workbench: watch, steer and rewind anything that gradients move.
 
-    import workbench as wb
-    record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1e-2, 1e-1]})
+import workbench as wb
+record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1e-2, 1e-1]})
 """
 
 from workbench.catalogue import catalogue, make

@@ -48,7 +48,9 @@ def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> t
     disturbs no other run.
     """
     live = diverged == RUNNING
-    sound = ((new * 0).sum(axis) == 0) & live  # 0 where all is finite, NaN elsewhere: two kernels, where isfinite takes five
+    sound = (
+        (new * 0).sum(axis) == 0
+    ) & live  # 0 where all is finite, NaN elsewhere: two kernels, where isfinite takes five
     return torch.where(sound.unsqueeze(axis), new, old), torch.where(live > sound, k, diverged)
 
 
@@ -193,5 +195,10 @@ def descent(
     if callable(objective) and not isinstance(objective, Objective) and not inspect.isclass(objective):
         objective = Function(objective, dim=dim or 2, domain=tuple(domain) if domain else None)
     return Descent(
-        find_objective(objective), find_optimizer(optimizer), gradient=gradient, schedule=schedule, dtype=dtype, device=device
+        find_objective(objective),
+        find_optimizer(optimizer),
+        gradient=gradient,
+        schedule=schedule,
+        dtype=dtype,
+        device=device,
     )

@@ -244,7 +244,9 @@ class Key:
 
     def normal(self, shape: Sequence[int], *, like: Tensor, axis: int = -1) -> Tensor:
         """Standard normals of `shape`, in the dtype and on the device of `like`; `axis` is where runs are stacked."""
-        return self._draw(lambda generator: torch.randn(tuple(shape), generator=generator, dtype=torch.float64), like, axis)
+        return self._draw(
+            lambda generator: torch.randn(tuple(shape), generator=generator, dtype=torch.float64), like, axis
+        )
 
     def uniform(self, shape: Sequence[int], *, like: Tensor, axis: int = -1) -> Tensor:
         """Uniform numbers in [0, 1) of `shape`, in the dtype and on the device of `like`."""

@@ -30,7 +30,7 @@ from workbench.routine import unknown
 MOST = 6
 MARKS = ("dot", "square", "triangle", "diamond", "plus", "star")
 BUDGET = 64 * 2**20
-"""Bytes of snapshots, counted as numbers only: a state of a few points takes about 100, and 10 KB of Python objects."""
+"""Bytes of snapshots of one line of time; a visitor may keep six."""
 CONTOURS = 11
 FIRST_SPEED = 100.0
 """Steps a second until another speed is chosen: slow enough to see the turns."""

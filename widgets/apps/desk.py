@@ -266,7 +266,12 @@ class Desk:
     def meta(self) -> dict[str, Any]:
         """What an exported page says of how it came about."""
         session = self.session
-        about = {"recipe": session.routine.recipe(), "seed": session.seed, "hyper": session.first, "edits": session.edits}
+        about = {
+            "recipe": session.routine.recipe(),
+            "seed": session.seed,
+            "hyper": session.first,
+            "edits": session.edits,
+        }
         return {name: str(value) for name, value in about.items()}
 
     # ---- inside
@@ -308,7 +313,9 @@ class Desk:
                 self.tell("message", str(error), "error")
             except Exception:
                 log.exception("a command failed")
-                self.tell("message", "Something went wrong here; the session is as it was. The log has details.", "error")
+                self.tell(
+                    "message", "Something went wrong here; the session is as it was. The log has details.", "error"
+                )
             if not self.closed and shown is not QUIET:
                 self._show()
 

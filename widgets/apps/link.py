@@ -12,7 +12,9 @@ from typing import Any
 MAX_TEXT = 6000
 
 
-def pack(settings: Mapping[str, Any], default: Mapping[str, Any], *, first: Mapping, edits: Sequence, step: int) -> dict:
+def pack(
+    settings: Mapping[str, Any], default: Mapping[str, Any], *, first: Mapping, edits: Sequence, step: int
+) -> dict:
     """Text by name: settings that differ from the default, first values, edits, and the step it stands at."""
     found = {name: json.dumps(value) for name, value in settings.items() if value != default.get(name)}
     found = {name: json.loads(text) if _is_bare(text) else text for name, text in found.items()}

@@ -136,16 +136,13 @@ class Shell:
         back = button(icon="skip_previous", description="One step back (←)", label="Back")
         step = button(icon="skip_next", description="One step on (→)", label="Step")
         branch = button(icon="call_split", description="Branch: keep this line, go on along a new one", label="Branch")
-        for widget, command in (
-            (self.play, desk.toggle),
-            (restart, desk.restart),
-            (back, desk.back),
-            (step, desk.step),
-        ):
-            widget.on_click(lambda event, command=command: command())
+        self.play.on_click(lambda event: desk.toggle())
+        back.on_click(lambda event: desk.back())
+        step.on_click(lambda event: desk.step())
         branch.on_click(lambda event: desk.branch())
+        restart.on_click(lambda event: desk.restart())
         self.time = pmui.IntSlider(label="step", start=0, end=1, value=0, show_value=False, **FIELD)
-        self.time._priority_changes = ["value"]
+        self.time._priority_changes = ["value"]  # type: ignore[misc]
         self.time.param.watch(self._sought, "value")
         self.time.param.watch(self._released, "value_throttled")
         speed = pmui.Select(
@@ -200,8 +197,8 @@ class Shell:
             chosen.options = files.names(desk.runs)
 
         save.on_click(lambda event: desk.save(name.value or desk.name))
-        look.on_click(lambda event: chosen.value and desk.reopen(chosen.value))
-        drop.on_click(lambda event: chosen.value and desk.delete(chosen.value))
+        look.on_click(lambda event: desk.reopen(chosen.value) if chosen.value else None)
+        drop.on_click(lambda event: desk.delete(chosen.value) if chosen.value else None)
         desk.on("runs", lambda: self.later("runs", refresh))
         title = pmui.Typography("Runs", variant="subtitle2", margin=(8, 0, 0, 0))
         return [title, name, save, chosen, pn.Row(look, drop, sizing_mode="stretch_width", margin=0)]

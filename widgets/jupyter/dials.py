@@ -131,8 +131,10 @@ def _slider(hyper: Hyper, value: Any, label: str) -> Any:
     if hyper.scale == "integer":
         return ipywidgets.IntSlider(**{**look, "min": round(low), "max": round(high)})
     step = (high - low) / 400
-    return ipywidgets.FloatLogSlider(base=10, step=step, **look) if hyper.scale == "log" else ipywidgets.FloatSlider(
-        step=step, **look
+    return (
+        ipywidgets.FloatLogSlider(base=10, step=step, **look)
+        if hyper.scale == "log"
+        else ipywidgets.FloatSlider(step=step, **look)
     )
 
 

@@ -79,7 +79,9 @@ class KernelServer(Server):
         self.thread = threading.Thread(target=self._serve, daemon=True, name="kernel server")
         self.thread.start()
         if not self._up.wait(START_SECONDS) or self._failed:
-            raise OSError(f"expected a server on {self.url} within {START_SECONDS:.0f} s, got {self._failed or 'no answer'}")
+            raise OSError(
+                f"expected a server on {self.url} within {START_SECONDS:.0f} s, got {self._failed or 'no answer'}"
+            )
 
     def _serve(self) -> None:
         from tornado.ioloop import IOLoop

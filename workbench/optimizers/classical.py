@@ -89,7 +89,7 @@ class Nesterov(HeavyBall):
     title = "Nesterov momentum"
     source = "Nesterov 1983, Dokl. Akad. Nauk SSSR 269(3); form of Sutskever et al. 2013, ICML"
     evidence = "tests/optimizers/test_torch_parity.py::test_equals_torch_on_a_surface[nesterov]"
-    dampening = None
+    dampening = None  # type: ignore[assignment]
 
     def velocity(self, x, g, state, hyper):
         g = g + hyper["weight_decay"] * x
