@@ -15,7 +15,7 @@ _HOME = {
     "serve": "widgets.server",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0605 - one list, not two that can differ
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,9 +7,9 @@ record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.optimizers.base import Optimizer
-from workbench.problems.objective import Objective
 from workbench.problems.data import Data, load_data
-from workbench.record import open_record as open  # noqa: A004 - the name is the public contract
+from workbench.problems.objective import Objective
+from workbench.record import open_record as open
 from workbench.record import save
 from workbench.rollout import ahead, rollout
 from workbench.routine import Hyper, Key, Probe, Routine, Variable

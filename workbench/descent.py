@@ -14,7 +14,7 @@ from workbench.space import Space
 
 
 class DescentState(NamedTuple):
-    """`x`: points. `method`: the optimizer's own state. `k`: steps made, 0-d. `diverged`: per run, -1 or the step it stopped."""
+    """`x`: points. `method`: the optimizer's own state. `k`: steps made, 0-d. `diverged`: per run, -1 or where it stopped."""
 
     x: Tensor
     method: Any
@@ -148,7 +148,7 @@ class Descent(Routine):
     def to(self, device: Any = None) -> "Descent":
         if device is None or torch.device(device) == self.device:
             return self
-        made = dict(gradient=self.gradient, schedule=self.schedule, dtype=self.dtype, device=device)
+        made = {"gradient": self.gradient, "schedule": self.schedule, "dtype": self.dtype, "device": device}
         return Descent(self.objective, self.method, **made)
 
     def coords(self) -> dict[str, tuple]:

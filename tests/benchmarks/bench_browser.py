@@ -23,7 +23,10 @@ DRAWN = "Object.values(window.__players ?? {}).some((p) => p.drawn > 0)"
 WATCH = """
 ([selector, changed]) => {
   const deep = (root, out = []) => {
-    for (const e of root.querySelectorAll("*")) { if (e.matches(selector)) out.push(e); if (e.shadowRoot) deep(e.shadowRoot, out); }
+    for (const e of root.querySelectorAll("*")) {
+      if (e.matches(selector)) out.push(e);
+      if (e.shadowRoot) deep(e.shadowRoot, out);
+    }
     return out;
   };
   const value = new Function("deep", "return " + changed);

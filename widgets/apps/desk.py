@@ -1,4 +1,4 @@
-"""A desk: what an open app does, knowing no host. It holds the session and its branches, takes commands, says what to show.
+"""A desk: what an open app does, knowing no host. It holds the session and its branches and says what to show.
 
 Commands from a page are put in a queue and carried out one after the other on the desk's own thread, so that no page
 waits; what changed is told to listeners by signal: "frame" (the picture), "curves", "state" (transport, controls),

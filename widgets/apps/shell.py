@@ -64,7 +64,7 @@ class Shell:
         )
         self.status = pn.pane.HTML("", margin=(0, 8), sizing_mode="stretch_width")
         desk.can_draw = lambda: self.player.feed.idle
-        self.player.on_click(lambda x, y: desk.click(x, y))
+        self.player.on_click(desk.click)
         self.player.on_action(self._acted)
         desk.on("frame", lambda frame: self.player.show(frame=frame))
         desk.on("state", lambda: self.later("state", self._state))

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {"Descent": "apps", "Training": "apps", "controls": "dials", "Controls": "dials", "Player": "player"}
-__all__ = list(_HOME)  # noqa: PLE0605 - one list, not two that can differ
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

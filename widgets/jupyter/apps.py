@@ -43,7 +43,7 @@ class Seat:
             undo()
         self._undo.clear()
         if self._app.seats.pop(id(self), None) is not None and not self._app.seats:
-            self._desk.do(lambda: self._desk.session.pause())
+            self._desk.do(self._desk.session.pause)
 
 
 class App:

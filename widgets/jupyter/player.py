@@ -98,7 +98,7 @@ class Player(NotebookPlayer):
         try:
             made = self._frame_of(session)
             if not isinstance(made, Frame):
-                raise TypeError(f"expected frame(session) to return a Frame, got {type(made).__name__}")  # noqa: TRY301
+                raise TypeError(f"expected frame(session) to return a Frame, got {type(made).__name__}")
         except Exception as error:  # noqa: BLE001 - somebody's own function: the reason is shown in the picture
             return Frame(session.index, caption=f"no picture: {type(error).__name__}: {error}"[:240])
         return made

@@ -47,7 +47,7 @@ class RMSprop(Optimizer):
 
 
 class AdamState(NamedTuple):
-    """`m`, `v`: running means of g and g². `p1`, `p2`: running products of beta1 and beta2, for the bias corrections."""
+    """`m`, `v`: running means of g and g². `p1`, `p2`: running products of beta1 and beta2, for the corrections."""
 
     m: Tensor
     v: Tensor
