@@ -138,7 +138,7 @@ def test_the_same_seed_gives_the_same_bits(name):
 
 @over_the_catalogue
 def test_batched_equals_looped(name):
-    """To rounding, and to what the method itself makes of rounding: the start is moved by 1e-14 to see how much that is."""
+    """To rounding, and what the method makes of it: how much that is shows when the start is moved by 1e-14."""
     routine = make(name, torch.float64)
     turned = {"lr": [1e-3, 4e-3, 2e-2]} if "lr" in routine.hypers else {}
     point = run(routine, 0).x

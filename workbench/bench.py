@@ -167,17 +167,21 @@ def benchmarks() -> dict[str, Benchmark]:
 
 
 def alternate(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float, calls: int) -> tuple[list, list]:
-    """Seconds that each call took, called in turn; who goes first changes every time. The first call of each warms up."""
+    """Seconds that each call took, called in turn; who goes first changes every time. The first of each only warms up."""
     sides, spent = (ours, peer), ([], [])  # type: tuple[Any, tuple[list[float], list[float]]]
     stop = math.inf
-    while len(spent[0]) < 1 + min(calls, 5) or (len(spent[0]) <= calls and time.perf_counter() < stop):
-        for side in (0, 1) if len(spent[0]) % 2 else (1, 0):
-            gc.collect()
-            start = time.perf_counter()
-            made = sides[side]()
-            spent[side].append(time.perf_counter() - start)
-            del made
-        stop = min(stop, time.perf_counter() + seconds)
+    gc.collect()
+    gc.disable()
+    try:
+        while len(spent[0]) < 1 + min(calls, 5) or (len(spent[0]) <= calls and time.perf_counter() < stop):
+            for side in (0, 1) if len(spent[0]) % 2 else (1, 0):
+                start = time.perf_counter()
+                made = sides[side]()
+                spent[side].append(time.perf_counter() - start)
+                del made
+            stop = min(stop, time.perf_counter() + seconds)
+    finally:
+        gc.enable()
     return spent[0][1:], spent[1][1:]
 
 

@@ -109,6 +109,7 @@ class Compiled:
         key = (*inputs, *_plain(hyper))
         with self._lock:
             if key not in self._loops:
+                _need_compiler()
                 self._loops[key] = _make_loop(routine, state, hyper, noises, inputs)
             return self._loops[key]
 
@@ -117,6 +118,8 @@ class Compiled:
         key = (unroll, *_plain(hyper))
         with self._lock:
             if key not in self._chunks:
+                if routine.device.type == "cpu":
+                    _need_compiler()
                 self._chunks[key] = _make_chunk(routine, state, hyper, noises, unroll)
             return self._chunks[key]
 
@@ -238,7 +241,10 @@ def _check(routine: Routine, state: Any, noises: Any) -> None:
         raise NotCompilable("its step reads values on the host")
     if any(not isinstance(leaf, Tensor) for leaf in leaves((state, noises))):
         raise NotCompilable("its state or its noise holds plain values beside tensors")
-    if routine.device.type == "cpu" and compiler() is None:
+
+
+def _need_compiler() -> None:
+    if compiler() is None:
         raise NoCompiler(
             "no C++ compiler found: running eager, with the same result more slowly. "
             "Install one (g++ or clang++), or name it in the environment variable CXX."

@@ -387,3 +387,12 @@ def test_an_exported_frame_shows_its_points_where_they_were(new_page, tmp_path):
     seen = centre_of(shot(page), palette.LIGHT[1])
     wanted = page.evaluate(f"[{PLAYER}.player.view.px(0.7), {PLAYER}.player.view.py(1.9)]")
     np.testing.assert_allclose(seen, wanted, atol=1)
+
+
+def test_a_hidden_page_says_so_and_asks_for_the_latest_when_it_is_seen_again(page):
+    page.set_content(ANYWIDGET % (module().replace("export default", "const widget ="), base64(encode_scene(SCENE, 1))))
+    page.wait_for_function("window.sent.length >= 2")
+    for hidden in ("true", "false"):
+        page.evaluate(f"Object.defineProperty(document, 'hidden', {{ value: {hidden}, configurable: true }})")
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    assert [(m["kind"], m.get("seen")) for m in page.evaluate("window.sent")[2:]] == [("gone", None), ("ready", 1)]

@@ -146,7 +146,9 @@ def test_what_is_taken_away_is_right_and_a_link_reopens_the_same(server, page, n
     counts = []
     for one in (page, again):
         one.get_by_role("tab", name="Mistakes").click()
-        counts.append(one.get_by_text(re.compile(r"\d+ of 359 held-out samples classified wrong")).inner_text())
+        headline = one.get_by_text(re.compile(r"\d+ of 359 held-out samples classified wrong"))
+        expect(headline).to_be_visible(timeout=TIMEOUT)
+        counts.append(headline.inner_text())
     assert counts[0] == counts[1]
     for one in (page, alone, again):
         assert one.console_errors == []

@@ -21,8 +21,9 @@ from widgets.sliders import Echo
 
 SPEEDS = {"1 step/s": 1.0, "5 steps/s": 5.0, "30 steps/s": 30.0, "100 steps/s": 100.0, "as fast as it goes": 0.0}
 MAIN = """
-:host { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 34%); grid-template-rows: minmax(0, 1fr) auto;
-        grid-template-areas: "picture side" "transport side"; gap: 8px 12px; height: calc(100dvh - 84px); width: 100%; }
+:host { display: grid; grid-template-columns: minmax(0, 1fr) minmax(340px, 34%);
+        grid-template-rows: minmax(0, 1fr) auto; grid-template-areas: "picture side" "transport side"; gap: 8px 12px;
+        height: calc(100dvh - 84px); width: 100%; }
 @media (max-width: 1000px) {
   :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh max-content minmax(560px, max-content);
           grid-template-areas: "picture" "transport" "side"; height: auto !important; flex: none !important; } }

@@ -114,8 +114,8 @@ class Picture:
         first, second = (name[:30] for name in self.classes)
         legend = [LegendEntry(f"truly {name[:40]}", c, SHAPES[c]) for c, name in enumerate(self.classes)]
         return Scene(
-            x=(-0.04, 1.04), y=(-0.05, 1.05), title=self._title(), legend=[*legend, LegendEntry("wrong", 7, "cross")],
-            contours=Paths([0.5, 0.5], [-0.05, 1.05]), y_label="spread at random, means nothing",
+            x=(-0.04, 1.04), y=(-0.15, 1.05), title=self._title(), legend=[*legend, LegendEntry("wrong", 7, "cross")],
+            contours=Paths([0.5, 0.5], [-0.15, 1.05]), y_label="spread at random, means nothing",
             x_label=f"p({second}): left of ½ the model says {first}, right of it {second}",
         )  # fmt: skip
 

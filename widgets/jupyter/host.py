@@ -137,7 +137,7 @@ def server() -> KernelServer:
 
 
 def quick() -> None:
-    """Let no Python thread keep the others waiting for long: apps move on while a cell computes, and the cell as well."""
+    """Let no Python thread keep the others waiting for long: apps move on while a cell computes, and so does the cell."""
     sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
 
 

@@ -40,12 +40,13 @@ class Player(NotebookPlayer):
         usual = picture_of(session) if frame is None else None
         if scene is None:
             scene = usual.scene() if usual else Scene()
+        scene = scene(session) if callable(scene) else scene
         super().__init__(**traits)
         self._session_ref = weakref.ref(session)
         self._frame_of: Callable[[wb.Session], Frame] = frame or usual.frame  # type: ignore[union-attr]
         self._seen: Any = None
         self._asked: list[Callable[[wb.Session], Any]] = []
-        self.show(scene=scene(session) if callable(scene) else scene)
+        self.show(scene=scene)
         self.on_action(self._act)
         self._follower = Follower(self._look, "player of a session")
 
@@ -61,6 +62,8 @@ class Player(NotebookPlayer):
 
     def close(self) -> None:
         """Follow no more, and remove the widget; the session goes on."""
+        if not hasattr(self, "_follower"):  # refused before there was a widget
+            return
         self._session_ref = lambda: None  # type: ignore[assignment]
         self._follower.wake()
         super().close()

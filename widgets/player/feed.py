@@ -1,14 +1,16 @@
 """When to send what: the mailbox between a worker that makes frames and a browser that draws them. No host, no browser.
 
-The newest scene and frame win; at most `in_flight` messages wait for each view's acknowledgement; a view that stays
-silent for `timeout` seconds (a hidden tab, a lost message) no longer holds the others back, and while nobody answers
-one message goes out every `timeout` seconds, so the last frame shown always arrives.
+The newest scene and frame win; at most `in_flight` messages wait for each view's acknowledgement. A view that stays
+silent no longer holds the others back, and while nobody answers messages go out at a steady pace, so the last frame
+shown always arrives: one every `timeout` seconds where nobody looks, one every `quick` seconds where somebody may (a
+kernel that runs a cell hears nothing until the cell ends), longer if answers have been slow to come (a slow network).
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,16 +49,19 @@ class Feed:
         *,
         in_flight: int = 2,
         timeout: float = 1.0,
+        quick: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deliver, self._soon, self._later, self._clock = deliver, soon, later, clock
         self._in_flight, self._timeout = in_flight, timeout
+        self._quick = self._patience = timeout if quick is None else quick
+        self._heard = False
         self._state, self._sending = threading.RLock(), threading.RLock()
         self._scene: Scene | None = None
         self._frame: Frame | None = None
         self._new_scene = self._new_frame = False
         self._views: dict[str, _View] = {}
-        self._seq, self._last_sent = 0, float("-inf")
+        self._seq, self._sent = 0, deque([(0, float("-inf"))], maxlen=64)  # numbers and times
         self._asked = self._armed = self._closed = False
         self.counts = Counts()
 
@@ -86,7 +91,7 @@ class Feed:
     def ready(self, view: str, seen: int = 0) -> None:
         """A view has appeared and holds message `seen`; it gets the latest if that is older."""
         with self._state:
-            now = self._clock()
+            now, self._heard = self._clock(), True
             live = self._live(now)
             self._views = {name: known for name, known in self._views.items() if known in live}
             self._views[view] = _View(self._seq, now)
@@ -97,8 +102,10 @@ class Feed:
     def acknowledge(self, view: str, seq: int) -> None:
         """A view has drawn message `seq`, and with it all before."""
         with self._state:
+            now, self._heard = self._clock(), True
             known = self._views.setdefault(view, _View(0, 0.0))
-            known.acked, known.since = max(known.acked, min(seq, self._seq)), self._clock()
+            known.acked, known.since = max(known.acked, min(seq, self._seq)), now
+            self._learn(known.acked, now)
         self._pump_soon()
 
     def gone(self, view: str) -> None:
@@ -122,6 +129,11 @@ class Feed:
         with self._state:
             self._closed, self._scene, self._frame = True, None, None
             self._new_scene = self._new_frame = False
+
+    def _learn(self, seq: int, now: float) -> None:
+        """Patience: twice the time that answers take, within the bounds; forgotten slowly."""
+        took = next((now - at for number, at in self._sent if number == seq), 0.0)
+        self._patience = min(self._timeout, max(self._quick, 2 * took, 0.9 * self._patience))
 
     def _pump_soon(self) -> None:
         with self._state:
@@ -155,7 +167,8 @@ class Feed:
         for view in self._views.values():
             if view.acked == self._seq:
                 view.since = now
-        self._seq, self._last_sent = self._seq + 1, now
+        self._seq += 1
+        self._sent.append((self._seq, now))
         self.counts.sent += 1
         scene, frame = self._scene if self._new_scene else None, self._frame if self._new_frame else None
         self._new_scene = self._new_frame = False
@@ -165,21 +178,25 @@ class Feed:
         return not self._closed and (self._new_scene or self._new_frame)
 
     def _live(self, now: float) -> list[_View]:
-        return [v for v in self._views.values() if v.acked == self._seq or now - v.since < self._timeout]
+        return [v for v in self._views.values() if v.acked == self._seq or now - v.since < self._patience]
 
     def _room(self, now: float) -> bool:
         live = self._live(now)
         if live:
             return all(self._seq - view.acked < self._in_flight for view in live)
-        return now - self._last_sent >= self._timeout
+        return now - self._sent[-1][1] >= self._pace()
+
+    def _pace(self) -> float:
+        """Seconds between messages that nobody answers; long when every view has said that it is gone or hidden."""
+        return self._timeout if self._heard and not self._views else self._patience
 
     def _arm(self) -> None:
         """Looks again when the next time-out falls due, in case no acknowledgement comes before."""
         if self._armed:
             return
         self._armed, now = True, self._clock()
-        behind = [view.since for view in self._live(now) if view.acked < self._seq]
-        due = min(behind, default=self._last_sent) + self._timeout
+        behind = [view.since + self._patience for view in self._live(now) if view.acked < self._seq]
+        due = min(behind, default=self._sent[-1][1] + self._pace())
         self._later(max(due - now, 0.01), self._wake)
 
     def _wake(self) -> None:

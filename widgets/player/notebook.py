@@ -31,7 +31,7 @@ class NotebookPlayer(Events, anywidget.AnyWidget):
     _esm = module()
 
     def __init__(self, **traits: Any) -> None:
-        self.feed = Feed(self._deliver, lambda call: call(), self._later)
+        self.feed = Feed(self._deliver, lambda call: call(), self._later, quick=0.1)
         super().__init__(**traits)
         self.on_msg(self._on_message)
 

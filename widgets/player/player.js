@@ -367,8 +367,11 @@ function render({ model, el }) {
   host.told((message) => message?.kind === "png" && player.savePng(message.name));
   const seen = ["scene", "frame"].map((name) => (host.get(name)?.byteLength ? decode(host.get(name)).seq : 0));
   host.send({ kind: "ready", view: player.id, seen: Math.max(...seen) });
+  const looked = () => host.send(document.hidden ? { kind: "gone", view: player.id } : { kind: "ready", view: player.id, seen: player.counts.seq });
+  document.addEventListener("visibilitychange", looked);
   const end = () => {
     player.remove();
+    document.removeEventListener("visibilitychange", looked);
     host.send({ kind: "gone", view: player.id });
     for (const name in take) host.off?.(name, take[name]);
   };

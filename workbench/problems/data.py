@@ -173,8 +173,10 @@ def from_arrays(x: Any, y: Any, *, name: str = "data", holdout: float = 0.2, rec
         targets = targets.astype(str)
     if len(inputs) != len(targets):
         raise ValueError(f"expected as many targets as inputs, got {len(targets)} targets and {len(inputs)} inputs")
-    if len(inputs) < 10 or not inputs.shape[1]:
-        raise ValueError(f"expected at least 10 samples of at least one number, got {len(inputs)} of {inputs.shape[1]}")
+    if len(inputs) < 10:
+        raise ValueError(f"expected at least 10 samples, got {len(inputs)}")
+    if not inputs.shape[1]:
+        raise ValueError("expected at least one number a sample, got none")
     whole = targets.dtype.kind in "bU" or bool(np.all(np.mod(_numbers(targets), 1) == 0))
     kinds = np.unique(targets)
     if targets.dtype.kind in "bU" or (whole and len(kinds) <= 20):

@@ -174,6 +174,7 @@ class Module(Model):
         if not self.parameters:
             raise ValueError(f"expected a module with parameters to train, got {self.title} with none")
         self.frozen = {name: p.detach().clone() for name, p in module.named_parameters() if not p.requires_grad}
+        self.first_buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         self.names = tuple(self.parameters)
         self.space = Space(-1, tuple(tuple(p.shape) for p in self.parameters.values()))
 
@@ -185,7 +186,7 @@ class Module(Model):
         return flat if key.runs is None else flat.expand(key.runs, -1)
 
     def buffers(self, runs: int) -> dict[str, Tensor]:
-        return {name: b.detach().expand(runs, *b.shape).clone() for name, b in self.module.named_buffers()}
+        return {name: b.expand(runs, *b.shape).clone() for name, b in self.first_buffers.items()}
 
     def __call__(self, x, inputs, buffers, *, training, key=None):
         key, runs = key or Key(0), len(x)

@@ -58,7 +58,7 @@ def rate(page, count, seconds):
 
 
 def serve(cloud, stop):
-    """A page whose player is fed by a thread, faster than a screen shows them; returns the address and what stops it."""
+    """A page whose player is fed by a thread faster than screens draw; returns its address and server."""
 
     def work(player):
         k = 0

@@ -117,6 +117,36 @@ def test_without_a_view_frames_trickle_and_a_view_that_appears_gets_the_latest()
     assert host.sent[1:] == [("scene", None, 2), ("frame", 4, 2)]
 
 
+def test_a_kernel_that_hears_nothing_still_plays_and_one_that_nobody_watches_goes_slowly():
+    host = Host(quick=0.1)
+    for step in range(200):
+        host.show(step)
+        host.advance(0.01)
+    assert 19 <= len(host.steps) <= 21
+    host.feed.ready("a", seen=host.sent[-1][2])
+    host.feed.gone("a")
+    before = len(host.steps)
+    for step in range(200, 400):
+        host.show(step)
+        host.advance(0.01)
+    assert len(host.steps) - before <= 3
+
+
+def test_a_slow_network_is_not_flooded():
+    host, answers = Host(quick=0.1), []
+    host.feed.ready("a")
+    for step in range(1000):
+        host.show(step)
+        while len(answers) < len(host.sent):
+            answers.append((max(host.now, answers[-1][0] if answers else 0) + 0.3, host.sent[len(answers)][2]))
+        for _, seq in [a for a in answers if host.now - 0.01 < a[0] <= host.now]:
+            host.feed.acknowledge("a", seq)
+        host.advance(0.01)
+        waiting = sum(at > host.now for at, _ in answers)
+        assert waiting <= 5, "the line fills up"
+    assert len(host.steps) >= 25, "the line is used"
+
+
 def test_a_view_that_has_seen_the_latest_is_sent_nothing_again():
     host = Host()
     host.show(1)

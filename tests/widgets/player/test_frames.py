@@ -206,7 +206,7 @@ def test_every_colour_stands_out_from_its_paper(colours, paper):
 def test_what_is_sent_can_be_made_without_any_user_interface():
     code = "import sys, widgets.player.frames, widgets.player.feed, widgets.player.export as e; e.export_html;"
     code += "import widgets.player as p; p.Scene;"
-    code += "print([m for m in ('panel', 'bokeh', 'anywidget', 'ipywidgets', 'torch') if m in sys.modules])"
+    code += "print([m for m in ('panel', 'bokeh', 'anywidget', 'ipywidgets', 'plotly') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
