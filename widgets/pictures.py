@@ -66,7 +66,7 @@ def drawn_field(objective: wb.Objective) -> tuple[Field, Paths | None]:
         return heights, None
     generator = contourpy.contour_generator(heights.x, heights.y, np.ma.masked_invalid(heights.z))
     levels = np.unique(np.quantile(finite, np.linspace(0, 1, CONTOURS + 2)[1:-1]))
-    lines = [thin(line, _cell(objective)) for level in levels for line in generator.lines(level)]
+    lines = [thin(line, cell(objective)) for level in levels for line in generator.lines(level)]
     return heights, Paths.of(lines, colour=7, width=0.75, opacity=0.28) if lines else None
 
 
@@ -89,7 +89,7 @@ def positions(state: Any) -> NDArray[Any]:
     return x.detach().cpu().numpy()
 
 
-def _cell(objective: wb.Objective) -> tuple[float, float]:
+def cell(objective: wb.Objective) -> tuple[float, float]:
     """(x, y) spacing of the grid whose cells thin a path: a 900th of the domain, about a pixel."""
     (x0, x1), (y0, y1) = objective.domain
     return (x1 - x0) / 900, (y1 - y0) / 900
@@ -147,7 +147,7 @@ class DescentPicture:
         )
         self.labels = list(routine.parts) if together else [routine.method.name]
         self.colours = method_indices(self.labels)
-        self._trail = Trail(_cell(self.objective))
+        self._trail = Trail(cell(self.objective))
 
     def scene(self) -> Scene:
         rows = enumerate(zip(self.labels, self.colours, strict=True))
@@ -159,14 +159,16 @@ class DescentPicture:
         index, state = session.now
         heads, lost = positions(state), state.diverged.cpu().numpy() >= 0
         runs = heads.shape[1]
-        look = {"colour": self._colour(runs), "scale": "viridis" if len(self.labels) < runs else None}
+        colour = self._colour(runs)
+        look: dict[str, Any] = {"scale": "viridis" if len(self.labels) < runs else None}
         layers: list[Any] = []
         if runs <= MOST_TRAILS:
-            layers.append(Paths.of(self._trail.grow(session).paths(index, heads), width=2, crossed=lost, **look))
+            ways = self._trail.grow(session).paths(index, heads)
+            layers.append(Paths.of(ways, colour=colour, width=2, crossed=lost, **look))
         for i in range(len(self.labels)):
             own = slice(i, i + 1) if len(self.labels) == runs else slice(None)
-            style = {"radius": 6 if runs <= 8 else 3.5, "marker": MARKS[i % len(MARKS)], "scale": look["scale"]}
-            layers.append(Points(*heads[:, own], colour=look["colour"][own], crossed=lost[own], **style))
+            style = {"radius": 6 if runs <= 8 else 3.5, "marker": MARKS[i % len(MARKS)], **look}
+            layers.append(Points(*heads[:, own], colour=colour[own], crossed=lost[own], **style))
         words = f"step {index:,}" + (f" · {int(lost.sum())} of {runs} diverged" if lost.any() else "")
         return Frame(index, layers, caption=words)
 

@@ -6,7 +6,6 @@ statements about numbers; indexing, stacking and reshaping cost nothing, constan
 twice is written once. A step that mixes runs, reads values or has too many numbers is refused.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 RUNS = 10_007
@@ -96,6 +96,8 @@ def expression(name: str, operands: Sequence[Any], dtype: torch.dtype) -> tuple[
     kind, _, word = name.partition("_")
     if name in COMPARISONS:
         return f"{{0}} {COMPARISONS[name]} {{1}}", torch.result_type(*operands)
+    if name == "isnan":
+        return "{0} != {0}", operands[0].dtype
     if name in ("add", "sub") and len(operands) == 3:
         return f"{ARITHMETIC[name][:-3]}{{2}} * {{1}}", dtype
     if name in ARITHMETIC:
@@ -219,10 +221,11 @@ class Writer:
     def scan(self, name: str, dtype: torch.dtype, array: np.ndarray, dim: int) -> np.ndarray:
         """A running sum or product over coordinates."""
 
-        def step(total: np.ndarray, row: np.ndarray) -> np.ndarray:
-            return each(lambda *terms: self.join(SCANS[name], dtype, *terms), total, row)
-
-        return np.stack(list(itertools.accumulate(np.moveaxis(array, dim, 0), step)), dim)
+        first, *others = np.moveaxis(array, dim, 0)
+        rows = [self.cast(first, dtype)]
+        for row in others:
+            rows.append(each(lambda *terms: self.join(SCANS[name], dtype, *terms), rows[-1], row))
+        return np.stack(rows, dim)
 
 
 def _f(dtype: torch.dtype) -> str:
@@ -255,8 +258,6 @@ VIEWS: dict[str, Callable[..., np.ndarray]] = {
     "alias": lambda a: a,
     "detach": lambda a: a,
     "lift_fresh_copy": lambda a: a,
-    "unsqueeze": np.expand_dims,
-    "squeeze": lambda a, dim=None: np.squeeze(a, None if dim is None else tuple(np.atleast_1d(dim))),
     "permute": np.transpose,
     "t": np.transpose,
     "transpose": np.swapaxes,
@@ -270,7 +271,7 @@ VIEWS: dict[str, Callable[..., np.ndarray]] = {
 }
 """What only moves numbers about."""
 
-SHAPED = {"view", "_unsafe_view", "reshape", "expand"}
+SHAPED = {"view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "expand"}
 
 ALONG = {"flip": 1, "cumsum": 1, "cumprod": 1, "slice_scatter": 2, "select_scatter": 2}
 """Operations that keep the axis of runs even when they act along it; where the argument stands that says along which.
@@ -305,6 +306,8 @@ class Reader:
             return _known(getattr(self.traced, str(node.target)))
         name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
         sources = [source.meta["val"] for source in node.all_input_nodes]
+        if not all(isinstance(source, Tensor) for source in sources):
+            raise NotArithmetic(f"{name} of something that is no tensor")
         if not sources or name.endswith("_like") or name.startswith("new_"):
             return _made(node, name)
         if any(RUNS in source.shape for source in sources) and RUNS not in node.meta["val"].shape:
@@ -385,6 +388,16 @@ def _known(constant: Tensor) -> np.ndarray:
     return np.array(constant.tolist(), object)
 
 
+def _elementary() -> dict:
+    """How to write operations in terms of simpler ones; stacking is simple enough."""
+    aten = torch.ops.aten
+    more = (aten.linalg_vector_norm, aten.var, aten.std, aten.logsumexp, aten._softmax, aten._log_softmax)
+    more += (aten.hypot, aten.softplus, aten.gelu, aten.silu)
+    table = {**torch.export.default_decompositions(), **get_decompositions(more)}
+    table.pop(aten.stack.default, None)
+    return table
+
+
 def trace(step: Callable, examples: Sequence[Tensor]) -> fx.GraphModule:
     """A step (*tensors) -> tensors as elementary operations.
 
@@ -393,8 +406,7 @@ def trace(step: Callable, examples: Sequence[Tensor]) -> fx.GraphModule:
     """
     try:
         with torch.no_grad():
-            table = dict(torch.export.default_decompositions())
-            made = make_fx(step, table, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+            made = make_fx(step, _elementary(), tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     except Exception as error:
         raise NotArithmetic(f"tracing failed: {error}") from error
     for node in made.graph.nodes:

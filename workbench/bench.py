@@ -167,7 +167,7 @@ def benchmarks() -> dict[str, Benchmark]:
 
 
 def alternate(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float, calls: int) -> tuple[list, list]:
-    """Seconds that each call took, called in turn; who goes first changes every time. The first of each only warms up."""
+    """Seconds that each call took, in turn; who goes first changes every time. The first call of each warms up."""
     sides, spent = (ours, peer), ([], [])  # type: tuple[Any, tuple[list[float], list[float]]]
     stop = math.inf
     gc.collect()

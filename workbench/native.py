@@ -219,8 +219,8 @@ def build(text: str) -> ctypes.CDLL:
     Raises:
         OSError: when nothing could be built; the compiler's first words are in the message.
     """
-    command, said = compiler(), "no C++ compiler"
-    for options in (["-march=native", "-DVECTOR_FORMS", "-lmvec"], ["-march=native"], []) if command else ():
+    command, said = compiler() or ["c++"], ""
+    for options in (["-march=native", "-DVECTOR_FORMS", "-lmvec"], ["-march=native"], []):
         with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
             written, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
             written.write_text(text)

@@ -51,7 +51,7 @@ SETTINGS["mlp"] += [{"width": 7, "activation": activation} for activation in ACT
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_equals_the_same_module_in_torch_nn(name):
-    """Outputs and gradients in float64, one run and several at once, with shared inputs and with inputs of their own."""
+    """Outputs and gradients in float64, one run and several, with shared inputs and with inputs of their own."""
     inputs, targets = torch.randn(11, 6, dtype=torch.float64), torch.arange(11) % 3
     for settings in SETTINGS[name]:
         model, module, flat = plain(name, **settings)

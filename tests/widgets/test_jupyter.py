@@ -308,6 +308,28 @@ def test_a_frame_is_the_live_session_and_small_in_the_notebook(app):
     assert "step 10 of 60" in bundle["text/plain"] or "step 10 of 60" in repr(app)
 
 
+def test_code_that_changes_the_past_leaves_no_trace_of_the_old_future_in_curves_or_paths(app):
+    session = app.session
+    session.step(60)
+    app.desk.track(session)
+    session.back(30).set(**{"adam.lr": 0.5})
+    session.step(30)
+    steps, found = session.trace()
+    track = app.desk.track(session)
+    assert track.steps.array.tolist() == steps.tolist()
+    assert track.points.array[:, 0, 1].tolist() == pytest.approx(found["x"][:, 1].tolist())
+    training = widgets.Training("mlp", hyper={"lr": 0.01})
+    desk, session = training.desk, training.session
+    desk.wait()
+    old = desk.measures.take(session.step(20))
+    kept = desk.measures.take(session.back(10))
+    session.set(lr=0.1).step(10)
+    assert desk.measures.at(session, 20) is None
+    assert desk.measures.at(session, 10) is kept
+    assert desk.measures.take(session).train_loss != old.train_loss
+    training.close()
+
+
 def test_several_frames_show_one_desk_and_closing_one_leaves_it_open(app):
     seats = [Seat(app), Seat(app)]
     heard = [[], []]

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-import contourpy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +20,8 @@ from widgets.apps.descent_ahead import Fan, HeatMap, fan, first_rate
 from widgets.apps.descent_paths import Track, Tracked, parts_of, values
 from widgets.apps.desk import QUIET, Desk
 from widgets.palette import DARK, LIGHT
+from widgets.pictures import cell, drawn_field
 from widgets.player import Frame, LegendEntry, Marker, Paths, Points, Scene, thin
-from workbench.figures.fields import Field, field
 from workbench.figures.palette import method_indices
 from workbench.problems.expression import parse
 from workbench.routine import unknown
@@ -31,7 +30,6 @@ MOST = 6
 MARKS = ("dot", "square", "triangle", "diamond", "plus", "star")
 BUDGET = 64 * 2**20
 """Bytes of snapshots of one line of time; a visitor may keep six."""
-CONTOURS = 11
 FIRST_SPEED = 100.0
 """Steps a second until another speed is chosen: slow enough to see the turns."""
 FAN_SECONDS = 1.5
@@ -80,9 +78,9 @@ class DescentDesk(Desk):
         first = {**self._rates(parts), **legal(routine, self.first)}
         session = wb.Session(routine, seed=settings["seed"], start=settings["start"], hyper=first, budget=BUDGET)
         self.objective = objective
-        self.heights, self.contours = _drawn_field(objective)
+        self.heights, self.contours = drawn_field(objective)
         self.colours = method_indices(list(parts))
-        self._tracks: weakref.WeakKeyDictionary[wb.Session, Track] = weakref.WeakKeyDictionary()
+        self._tracks: weakref.WeakKeyDictionary[wb.Session, tuple[Track, int]] = weakref.WeakKeyDictionary()
         self.fan_result, self.heat_map = None, None
         if self.fan_choice["label"] not in parts:
             self.fan_choice = {**self.fan_choice, "label": next(iter(parts)), "name": "lr"}
@@ -109,10 +107,12 @@ class DescentDesk(Desk):
 
     def track(self, session: wb.Session) -> Track:
         """The positions of a session so far."""
-        if session not in self._tracks:
-            (x0, x1), (y0, y1) = self.objective.domain
-            self._tracks[session] = Track(len(self.labels), ((x1 - x0) / 900, (y1 - y0) / 900), self.objective)
-        return self._tracks[session].grow(session)
+        past = len(session.others)  # grows when code that holds the session changes its past
+        made, known = self._tracks.get(session, (None, -1))
+        if made is None or known != past:
+            made = Track(len(self.labels), cell(self.objective), self.objective)
+            self._tracks[session] = made, past
+        return made.grow(session)
 
     def status(self) -> str:
         if self.all_lost:
@@ -490,17 +490,3 @@ def fan_names(part: Any) -> list[str]:
     """Hyperparameters a fan or a heat map can go along, the rate first."""
     names = [name for name, hyper in part.hypers.items() if hyper.kind == "value" and hyper.scale != "choice"]
     return sorted(names, key=lambda name: name != "lr")
-
-
-def _drawn_field(objective: wb.Objective) -> tuple[Field, Paths | None]:
-    """Heights over the domain, and contour lines at equal shares of the area between."""
-    heights = field(objective, size=160)
-    finite = heights.z[np.isfinite(heights.z)]
-    if not len(finite):
-        return heights, None
-    generator = contourpy.contour_generator(heights.x, heights.y, np.ma.masked_invalid(heights.z))
-    levels = np.unique(np.quantile(finite, np.linspace(0, 1, CONTOURS + 2)[1:-1]))
-    (x0, x1), (y0, y1) = objective.domain
-    cell = ((x1 - x0) / 900, (y1 - y0) / 900)
-    lines = [thin(line, cell) for level in levels for line in generator.lines(level)]
-    return heights, Paths.of(lines, colour=7, width=0.75, opacity=0.28) if lines else None

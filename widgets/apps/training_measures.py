@@ -67,6 +67,7 @@ class Measures:
 
     def __init__(self) -> None:
         self._rows: WeakKeyDictionary[wb.Session, dict[int, Row]] = WeakKeyDictionary()
+        self._pasts: WeakKeyDictionary[wb.Session, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self.cost, self.share = 0.0, 0.0
         self._next, self._ended = 0.0, 0.0
@@ -79,7 +80,7 @@ class Measures:
         """Measure where a session stands (nothing is done twice), and keep it under that session or `into`."""
         step, state = session.now
         owner = into or session
-        known = self._rows.get(owner, {}).get(step)
+        known = self._kept(owner).get(step)
         if known is not None:
             return known
         began = time.perf_counter()
@@ -104,12 +105,25 @@ class Measures:
 
     def at(self, session: wb.Session, step: int) -> Row | None:
         """The row of a step, None when that step was not measured."""
-        return self._rows.get(session, {}).get(step)
+        return self._kept(session).get(step)
+
+    def _kept(self, session: wb.Session) -> dict[int, Row]:
+        """A session's rows, without those of a future that code which holds the session has changed since."""
+        with self._lock:
+            rows, known = self._rows.setdefault(session, {}), self._pasts.get(session, 0)
+            fresh = session.others[known:]
+            if fresh:
+                self._pasts[session] = known + len(fresh)
+                parted = min((edit.step for edit in session.edits if edit not in fresh[0].edits), default=0)
+                for k in [k for k in rows if k > parted]:
+                    del rows[k]
+            return rows
 
     def arrays(self, session: wb.Session) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
         """(steps, {name: (steps,) or (steps, layers)}), by step; empty when nothing was measured."""
+        kept = self._kept(session)
         with self._lock:
-            rows = sorted(self._rows.get(session, {}).items())
+            rows = sorted(kept.items())
         steps = np.array([k for k, _ in rows], dtype=np.int64)
         return steps, {name: np.array([getattr(row, name) for _, row in rows]) for name in Row._fields} if rows else {}
 

@@ -123,7 +123,7 @@ def _place(hyper: Hyper, value: Any) -> Any:
 
 
 def _slider(hyper: Hyper, value: Any, label: str) -> Any:
-    look = {"description": label, "tooltip": hyper.doc, "style": LABEL, "layout": {"width": "340px"}}
+    look: dict[str, Any] = {"description": label, "tooltip": hyper.doc, "style": LABEL, "layout": {"width": "340px"}}
     if hyper.scale == "choice":
         return ipywidgets.Dropdown(options=list(hyper.choices), value=value, **look)
     low, high = slider_range(hyper)

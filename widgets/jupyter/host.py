@@ -137,7 +137,7 @@ def server() -> KernelServer:
 
 
 def quick() -> None:
-    """Let no Python thread keep the others waiting for long: apps move on while a cell computes, and so does the cell."""
+    """Let no Python thread keep the others waiting for long: apps and a running cell both move on."""
     sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
 
 

@@ -271,7 +271,7 @@ function drawContours(ctx, { look, scene, view }) {
 function drawMarker(ctx, p, { x, y, label, shape, colour }) {
   const px = p.view.px(x), py = p.view.py(y);
   mark(ctx, shape, px, py, 6, p.palette[colour], p.look.paper);
-  if (!label) return;
+  if (!label || !p.view.holds(px, py)) return;
   const left = px > p.view.rect.l + p.view.rect.w - 90;
   Object.assign(ctx, { lineJoin: "round", strokeStyle: p.look.chip, lineWidth: 3.5 });
   text(ctx, "", 0, 0, { size: 11, weight: 500, align: left ? "right" : "left" });
