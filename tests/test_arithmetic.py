@@ -38,7 +38,7 @@ FORMULAS = {
     "running": lambda x: x.cumsum(0) + x.cumprod(0),
     "constants": lambda x: x * torch.tensor([[1.0], [2.0], [3.0]]) + torch.linspace(0, 1, 3)[:, None],
     "gradient": torch.func.grad(lambda p: (p.prod(0) * p[1:].sin() + p[0] ** 3).sum()),
-    "spread": lambda x: x.var(0) + x.std(0) + x.logsumexp(0) + x.softmax(0) + x.log_softmax(0),
+    "exponentials": lambda x: x.logsumexp(0) + x.softmax(0) + x.log_softmax(0),
     "activations": lambda x: sum(f(x) for f in (F.softplus, F.gelu, F.silu, F.relu)) + torch.hypot(x, x[0]),
 }
 

@@ -193,14 +193,16 @@ CHANGES = {"to_zarr": xr.Dataset, "write_text": Path, "fsync": os, "rename": Pat
 
 def watched(patch, act):
     """Call act(name, n) before the n-th use of each change."""
+
+    def watch(name, original, count):
+        def call(*args, **kwargs):
+            act(name, next(count))
+            return original(*args, **kwargs)
+
+        return call
+
     for name, owner in CHANGES.items():
-        count = itertools.count(1)
-
-        def call(*args, _name=name, _count=count, _original=getattr(owner, name), **kwargs):
-            act(_name, next(_count))
-            return _original(*args, **kwargs)
-
-        patch.setattr(owner, name, call)
+        patch.setattr(owner, name, watch(name, getattr(owner, name), itertools.count(1)))
 
 
 def save_and_crash(record, path, moment):

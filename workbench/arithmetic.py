@@ -62,6 +62,7 @@ OF_REALS = {
     "sigmoid": "1 / (1 + exp{f}(-{0}))",
     "round": "nearbyint{f}({0})",
     "atan2": "atan2{f}({0}, {1})",
+    "hypot": "hypot{f}({0}, {1})",
     "pow": "pow{f}({0}, {1})",
 }
 FUNCTIONS = (
@@ -391,8 +392,8 @@ def _known(constant: Tensor) -> np.ndarray:
 def _elementary() -> dict:
     """How to write operations in terms of simpler ones; stacking is simple enough."""
     aten = torch.ops.aten
-    more = (aten.linalg_vector_norm, aten.var, aten.std, aten.logsumexp, aten._softmax, aten._log_softmax)
-    more += (aten.hypot, aten.softplus, aten.gelu, aten.silu)
+    more = [aten.linalg_vector_norm, aten.logsumexp, aten._softmax, aten._log_softmax]
+    more += [aten.softplus, aten.gelu, aten.silu]
     table = {**torch.export.default_decompositions(), **get_decompositions(more)}
     table.pop(aten.stack.default, None)
     return table

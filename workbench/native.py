@@ -193,11 +193,11 @@ def _vector_forms() -> str:
     if library != "glibc" or platform.machine() != "x86_64":
         return ""
     first = ("exp", "log", "sin", "cos", "pow")  # of version 2.22; nearly all others came with 2.35
-    late = () if tuple(map(int, version.split("."))) < (2, 35) else (*FUNCTIONS[3:], "atan2")
+    late = () if tuple(map(int, version.split("."))) < (2, 35) else (*FUNCTIONS[3:], "atan2", "hypot")
     lines = ["#ifdef VECTOR_FORMS", 'extern "C" {']
     for name in dict.fromkeys((*first, *late)):
         for kind, f in (("double", ""), ("float", "f")):
-            arguments = f"{kind}, {kind}" if name in ("pow", "atan2") else kind
+            arguments = f"{kind}, {kind}" if name in ("pow", "atan2", "hypot") else kind
             lines += ["#pragma omp declare simd notinbranch", f"{kind} {name}{f}({arguments}) noexcept;"]
     return "\n".join([*lines, "}", "#endif"])
 

@@ -226,8 +226,8 @@ def open_record(path: str | os.PathLike) -> xr.Dataset:
     try:
         damaged = _damaged(target)
         record = None if damaged else xr.open_zarr(target, chunks=None, consolidated=True, decode_times=False)
-        if record is not None and "workbench_record" not in record.attrs:
-            raise KeyError("workbench_record")
+        if record is not None and not record.data_vars:
+            raise KeyError("it names no variables")
     except Exception as error:
         raise ValueError(f"expected {target} to be a whole saved run, got a damaged one ({error})") from error
     if record is None:
