@@ -224,7 +224,7 @@ def _run_chunks(
         try:
             flat, made = chunk(flat, ready, [leaf[t : t + unroll] for leaf in tensors(noises)])
         except Exception as error:
-            raise NotCompilable(f"torch.compile says {str(error).strip().splitlines()[0]}") from error
+            raise NotCompilable(f"torch.compile says {' '.join(str(error).split()[:30])}") from error
         points[t + 1 : t + unroll + 1] = made
     state = _filled(state, iter(flat))
     for t in range(whole, steps):
