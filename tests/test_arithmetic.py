@@ -36,11 +36,15 @@ FORMULAS = {
     "sums": lambda x: x.sum(0) + x.mean(0) + x.prod(0) + x.amax(0) + x.amin(0) + x.norm(dim=0) + x * 0,
     "any, all": lambda x: (x > 0).any(0).to(x.dtype) + (x > 0).all(0).to(x.dtype) + x * 0,
     "running": lambda x: x.cumsum(0) + x.cumprod(0),
+    "products": lambda x: MATRIX @ x + torch.vmap(lambda p: p @ MATRIX @ p, in_dims=1)(x),
     "constants": lambda x: x * torch.tensor([[1.0], [2.0], [3.0]]) + torch.linspace(0, 1, 3)[:, None],
     "gradient": torch.func.grad(lambda p: (p.prod(0) * p[1:].sin() + p[0] ** 3).sum()),
     "exponentials": lambda x: x.logsumexp(0) + x.softmax(0) + x.log_softmax(0),
     "activations": lambda x: sum(f(x) for f in (F.softplus, F.gelu, F.silu, F.relu)) + torch.hypot(x, x[0]),
 }
+
+
+MATRIX = torch.tensor([[2.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, -1.0, 1.0]], dtype=torch.float64)
 
 
 def run_once(step, x):
@@ -120,7 +124,9 @@ REFUSED = {
     "sum along runs": lambda x: x.cumsum(-1),
     "softmax over runs": lambda x: x.softmax(-1),
     "runs sorted": lambda x: x.sort(-1).values,
-    "product with runs": lambda x: (x @ x.T) @ x,
+    "product over runs": lambda x: (x @ x.T) @ x,
+    "product of runs": lambda x: x + (x.T @ x).sum(0),
+    "pairs of runs": lambda x: x + (x[0, :, None] - x[0]).sum(0),
     "runs flattened": lambda x: x.reshape(-1).reshape(x.shape) * x.reshape(-1)[0],
     "runs numbered": lambda x: x + torch.arange(x.shape[1]),
     "one run written": lambda x: torch.select_scatter(x, torch.zeros(3), 1, 0),

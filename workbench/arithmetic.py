@@ -125,7 +125,8 @@ class Numbers(NamedTuple):
 def own_shape(tensor: Tensor) -> tuple[int, ...]:
     """The shape that one run has of a traced tensor."""
     own = tuple(1 if n == RUNS else int(n) for n in tensor.shape)
-    if max(own, default=1) > RUNS or math.prod(own) > MOST_NUMBERS or tensor.dtype not in C_TYPES:
+    pairs = tensor.shape.count(RUNS) > 1 or max(own, default=1) > RUNS
+    if pairs or math.prod(own) > MOST_NUMBERS or tensor.dtype not in C_TYPES:
         raise NotArithmetic(f"a tensor of shape {tuple(tensor.shape)} and type {tensor.dtype}")
     return own
 
@@ -228,6 +229,12 @@ class Writer:
             rows.append(each(lambda *terms: self.join(SCANS[name], dtype, *terms), rows[-1], row))
         return np.stack(rows, dim)
 
+    def product(self, dtype: torch.dtype, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """A product of matrices, or vectors, or stacks of matrices."""
+        a, b = np.atleast_2d(a), b[:, None] if b.ndim == 1 else b
+        parts = each(lambda *terms: self.join("{0} * {1}", dtype, *terms), a[..., None], b[..., None, :, :])
+        return self.fold("sum", dtype, parts, -2)
+
 
 def _f(dtype: torch.dtype) -> str:
     return "f" if dtype == torch.float32 else ""
@@ -274,6 +281,8 @@ VIEWS: dict[str, Callable[..., np.ndarray]] = {
 
 SHAPED = {"view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "expand"}
 
+PRODUCTS = {"dot", "mv", "mm", "bmm"}
+
 ALONG = {"flip": 1, "cumsum": 1, "cumprod": 1, "slice_scatter": 2, "select_scatter": 2}
 """Operations that keep the axis of runs even when they act along it; where the argument stands that says along which.
 Whatever loses the axis of runs mixes them, which is seen by that.
@@ -313,7 +322,8 @@ class Reader:
             return _made(node, name)
         if any(RUNS in source.shape for source in sources) and RUNS not in node.meta["val"].shape:
             return np.full(shape, None, object)
-        if name in ALONG and any(sources[0].shape[dim] == RUNS for dim in _along(node, name)):
+        along = [-1] if name in PRODUCTS else _along(node, name) if name in ALONG else []
+        if any(sources[0].shape[dim] == RUNS for dim in along):
             raise NotArithmetic(f"{name} along the runs")
         try:
             args = [self._read(value) for value in node.args]
@@ -339,6 +349,8 @@ class Reader:
             return write.fold(name, dtype, args[0], args[1] if len(args) > 1 else None).reshape(shape)
         if name in SCANS:
             return write.scan(name, dtype, args[0], args[1])
+        if name in PRODUCTS:
+            return write.product(dtype, args[0], args[1]).reshape(shape)
         if name == "where":
             return each(lambda *terms: write.choose(dtype, *terms), *args)
         if name == "clamp":

@@ -83,7 +83,6 @@ def test_it_learns_digits_explodes_goes_back_and_trains_on_at_half_the_rate(serv
     press(page, "Play or pause")
     until(page, lambda: step(page) > stood, "line B to pass the place of the explosion")
     until(page, lambda: accuracy(page) > 90, "held-out accuracy above 90 % again")
-    press(page, "Play or pause")
     expect(page.get_by_text("held-out, line A").first).to_be_attached()
     page.get_by_role("tab", name="Mistakes").click()
     expect(page.get_by_text(re.compile(r"\d+ of 359 held-out samples classified wrong"))).to_be_visible(timeout=TIMEOUT)

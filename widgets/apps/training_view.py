@@ -152,7 +152,6 @@ class TrainingShell(Shell):
                 control.show(values[name])
         advice = self.desk.advice
         self.advice.param.update(object=html.escape(advice), visible=bool(advice))
-        self.cost.object = html.escape(f"Training and held-out curves {self.desk.costs}.")
 
     def _settings(self) -> None:
         if self.desk.session.routine is not self._routine:
@@ -225,8 +224,11 @@ class TrainingShell(Shell):
         return "dark" if self.dark else "light"
 
     def _draw_twice(self) -> None:
-        """Now and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
-        self._draw()
+        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once.
+
+        Not at once: a pane that is not on the page yet would ask for its style sheets on the network.
+        """
+        self.later("tab", self._draw)
         doc = self.later.doc
         if doc is not None and doc.session_context is not None:
             for delay in (700, 2500):
@@ -245,6 +247,7 @@ class TrainingShell(Shell):
 
     def _draw_curves(self) -> None:
         desk = self.desk
+        self.cost.object = html.escape(f"Training and held-out curves {desk.costs}.")
         lines = [line for i, line in enumerate(desk.lines) if i != desk.live] + [desk.line]
         losses = [one for line in lines for one in self._losses(line)]
         scores = [one for line in lines for one in self._scores(line)]
