@@ -314,7 +314,7 @@ class Reader:
     def _array(self, node: fx.Node, shape: tuple[int, ...]) -> np.ndarray:
         if node.op == "get_attr":
             return _known(getattr(self.traced, str(node.target)))
-        name = node.target.__name__.partition(".")[0]  # type: ignore[union-attr]
+        name = _name(node)
         sources = [source.meta["val"] for source in node.all_input_nodes]
         if not all(isinstance(source, Tensor) for source in sources):
             raise NotArithmetic(f"{name} of something that is no tensor")
@@ -339,7 +339,7 @@ class Reader:
 
     def _call(self, node: fx.Node, name: str, shape: tuple[int, ...], args: list, options: dict) -> np.ndarray:
         write, dtype = self.writer, node.meta["val"].dtype
-        if name in SHAPED:
+        if name in SHAPED and node.all_input_nodes[0].meta["val"].dtype == dtype:
             return np.broadcast_to(args[0], shape) if name == "expand" else args[0].reshape(shape)
         if name in VIEWS:
             return VIEWS[name](*args, **options)
@@ -361,19 +361,27 @@ class Reader:
         return self._elementwise(node, name, dtype)
 
     def _elementwise(self, node: fx.Node, name: str, dtype: torch.dtype) -> np.ndarray:
-        given = [*node.args, *([node.kwargs["alpha"]] if node.kwargs.get("alpha", 1) != 1 else [])]
+        options = {key: value for key, value in node.kwargs.items() if value is not None}
+        given = [*node.args, *([options.pop("alpha")] if "alpha" in options else [])]
         arrays = [np.asarray(self._read(value), object) for value in given]
         kinds = [self.values[value].dtype if isinstance(value, fx.Node) else None for value in given]
         like = [value.meta["val"] if isinstance(value, fx.Node) else value for value in given]
         template, kind = expression(name, like, dtype)
+        if options or f"{{{len(given)}}}" in template or f"{{{len(given) - 1}}}" not in template:
+            raise NotArithmetic(f"{node.target} with {[*given[1:], *options.values()]}")
 
         def one(*terms: Any) -> Any:
             if any(isinstance(term, str) or term is None for term in terms):
                 return self.writer.write(template, dtype, *(self.writer.operand(term, kind) for term in terms))
             known = [t if k is None else torch.tensor(t, dtype=k) for t, k in zip(terms, kinds, strict=True)]
-            return node.target(*known[:2]).item()  # type: ignore[operator]
+            return node.target(*known[:2], **node.kwargs).item()  # type: ignore[operator]
 
         return each(one, *arrays)
+
+
+def _name(node: fx.Node) -> str:
+    """An operation's name without its overload, and without the mark of one that acts in place."""
+    return getattr(node.target, "__name__", str(node.target)).partition(".")[0].removesuffix("_")
 
 
 def _along(node: fx.Node, name: str) -> list[int]:
@@ -423,7 +431,8 @@ def trace(step: Callable, examples: Sequence[Tensor]) -> fx.GraphModule:
     except Exception as error:
         raise NotArithmetic(f"tracing failed: {error}") from error
     for node in made.graph.nodes:
-        if getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+        mutable = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+        if mutable and _name(node) not in SHAPED:  # vmap squeezes its own tensors in place
             raise NotArithmetic(f"{node.target}, which changes a tensor in place")
     made.graph.eliminate_dead_code()
     return made

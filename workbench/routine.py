@@ -112,7 +112,7 @@ class Hyper:
 
     def _check_runs(self, value: Any) -> Tensor | float:
         try:
-            value = np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+            value = value.copy() if isinstance(value, np.ndarray) else value
             tensor = torch.as_tensor(value, dtype=torch.float64).detach()
         except (TypeError, ValueError, RuntimeError):
             words = f"{self._range()}, or one for each run"

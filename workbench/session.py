@@ -367,14 +367,14 @@ def _play(reference: "weakref.ref[Session]") -> None:
         if not session._playing:
             session._tell()
             return
-        now = time.perf_counter()
-        if session._speed != speed or (speed and (now - began) * speed > made + 1 + LATE * speed):
-            began, made, speed = now, 0, session._speed
         if session._waiting:
             time.sleep(0.0002)
             continue
         n = 0
         with session._lock:
+            now = time.perf_counter()
+            if session._speed != speed or (speed and (now - began) * speed > made + 1 + LATE * speed):
+                began, made, speed = now, 0, session._speed
             try:
                 n = session._slice(began, made)
             except Exception as error:  # noqa: BLE001 - whatever somebody's own model raises, the reason is said
