@@ -45,6 +45,8 @@ def awkward():
     """A record with values and attributes that formats like to change."""
     record = surface(2)
     record["zeros"] = (("run", "step"), np.zeros((2, 3)), {"long_name": "nothing", "units": "1"})
+    record["minus"] = (("run",), np.array([-0.0, -0.0]), {"long_name": "nothing from below", "units": "1"})
+    record["nan"] = (("run",), np.array([np.nan, -np.nan]), {"long_name": "no numbers", "units": "1"})
     record["whole"] = (("run",), np.array([0, -(2**62)]), {"long_name": "large", "units": "1"})
     record["byte"] = (("run",), np.array([0, 255], np.uint8), {"long_name": "small", "units": "1"})
     record["flag"] = (("run",), np.array([True, False]), {"long_name": "yes or no", "units": "1"})
@@ -274,8 +276,9 @@ def test_a_record_set_aside_by_a_crash_comes_back_and_a_deleted_one_does_not(tmp
     wb.save(surface(3), tmp_path / "run")
     (tmp_path / "run").rename(tmp_path / ".run.old-00000000")
     shutil.copytree(tmp_path / ".run.old-00000000", tmp_path / ".other.new-00000000")
-    assert [path.name for path in listing(tmp_path)] == ["run"]
     assert wb.open(tmp_path / "run").sizes["step"] == 4
+    (tmp_path / "run").rename(tmp_path / ".run.old-00000000")
+    assert [path.name for path in listing(tmp_path)] == ["run"]
     shutil.copytree(tmp_path / "run", tmp_path / ".run.old-11111111")
     delete(tmp_path / "run")
     assert list(listing(tmp_path)) == []

@@ -4,12 +4,14 @@ import functools
 import gc
 import hashlib
 import logging
+import os
 import runpy
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,10 @@ STOCHASTIC = next(row.name for row in wb.catalogue("surfaces") if row.make.stoch
 def _one_thread(_fixed_numerics):
     """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
     torch.set_num_threads(1)
+
+
+ALONE = {"PYTHONPATH": os.pathsep.join([str(Path(wb.__path__[0]).parent), str(Path(__file__).parent)]), "PATH": ""}
+"""The environment of a fresh interpreter that finds the library and this file."""
 
 
 class Case(NamedTuple):
@@ -193,7 +199,7 @@ def test_any_sequence_of_moves_gives_the_bits_of_a_twin_that_forgets_nothing(nam
 
     @given(
         moves=st.lists(st.tuples(st.integers(0, 3), MOVES), min_size=4, max_size=12),
-        budget=st.sampled_from([0, 2000, 10_000]),
+        budget=st.sampled_from([0, 20_000, 100_000]),
         visits=st.lists(st.integers(0, 200), max_size=3),
     )
     @settings(max_examples=20 if name in ("surface", "noisy") else 6, phases=[Phase.explicit, Phase.generate])
@@ -209,6 +215,20 @@ def test_any_sequence_of_moves_gives_the_bits_of_a_twin_that_forgets_nothing(nam
                 assert_twins(session, twin)
 
     run()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sessions_of_one_routine_with_different_seeds_do_not_disturb_each_other(name):
+    """They share whatever a routine remembers for speed; here they take turns."""
+    routine, first, _ = case(name)
+    sessions = [wb.Session(routine, hyper=first, seed=seed) for seed in (3, 4)]
+    for n in (1, 2, 5, 9):
+        for session in sessions:
+            session.step(n)
+    for session, seed in zip(sessions, (3, 4), strict=True):
+        assert same_bits(session.state, wb.Session(routine, hyper=first, seed=seed).step(17).state)
+    if name != "surface":
+        assert not same_bits(sessions[0].state, sessions[1].state)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -547,6 +567,37 @@ def test_a_listener_may_pause_and_another_thread_play_on_with_one_thread():
     wait_for(lambda: not any(thread.name == "session" for thread in threading.enumerate()))
 
 
+def test_a_thread_that_was_paused_does_not_play_on_beside_the_next():
+    session, inside, released = rosenbrock(), threading.Event(), threading.Event()
+
+    def hold(one):
+        if not inside.is_set():
+            one.pause()
+            inside.set()
+            released.wait(30)
+
+    session.listen(hold)
+    old = session.play()._thread
+    inside.wait(30)
+    session.play()
+    released.set()
+    old.join(30)
+    assert not old.is_alive()
+    assert session.playing
+    session.close()
+
+
+def test_leaving_the_interpreter_while_sessions_play_is_no_crash():
+    code = (
+        "import time, workbench as wb\n"
+        "kept = [wb.Session(wb.descent('rosenbrock', 'adam'), hyper={'lr': [0.01] * n}).play() for n in (1, 1000)]\n"
+        "while kept[1].index < 3: time.sleep(0.01)"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], env=ALONE, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_speed_is_never_exceeded():
     session, began = rosenbrock(), time.perf_counter()
     session.play(speed=200)
@@ -751,11 +802,10 @@ def test_a_script_runs_by_itself_and_prints_its_record(tmp_path):
         "print(digest(runpy.run_path('run.py', run_name='__main__')['session'].state))"
     )
     command = [sys.executable, "-W", "error", "-c", code]
-    paths = [str(path) for path in (wb.__path__[0] + "/..", __file__.rpartition("/")[0])]
     done = subprocess.run(
         command,
         cwd=tmp_path,
-        env={"PYTHONPATH": ":".join(paths), "PATH": ""},
+        env=ALONE,
         capture_output=True,
         text=True,
         check=False,

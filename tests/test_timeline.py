@@ -51,6 +51,15 @@ def test_the_budget_holds_but_for_the_first_and_the_last_16(budget):
     assert steps_of(kept)[0] == 0
 
 
+def test_a_state_that_is_there_already_stays_and_counts_once():
+    kept, first = Snapshots(10**6), state(0)
+    for k in (0, 1, 0, 1, 1):
+        kept.put(k, first if k == 0 else state(k))
+    assert len(kept) == 2
+    assert kept.nbytes == 2 * EACH
+    assert kept.nearest(0)[1] is first
+
+
 def test_every_step_has_a_snapshot_at_or_before_it_with_its_own_state():
     kept = filled(30 * EACH, 700)
     for k in range(701):

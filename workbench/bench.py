@@ -44,8 +44,8 @@ from workbench.routine import unknown
 
 FOLDER = Path(__file__).resolve().parent.parent / "tests" / "benchmarks"
 THREADS = 2
-SECONDS, CALLS = 4.0, 41
-"""Both sides are called in turn until this much time is spent or so many calls are made, at least five times."""
+SECONDS, CALLS = 8.0, 41
+"""Both sides are called in turn until this much time is spent or so many calls are made, at least nine times."""
 
 TIMES = {"s": 1.0, "ms": 1e3, "µs": 1e6}
 
@@ -173,7 +173,7 @@ def alternate(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float, 
     gc.collect()
     gc.disable()
     try:
-        while len(spent[0]) < 1 + min(calls, 5) or (len(spent[0]) <= calls and time.perf_counter() < stop):
+        while len(spent[0]) < 1 + min(calls, 9) or (len(spent[0]) <= calls and time.perf_counter() < stop):
             for side in (0, 1) if len(spent[0]) % 2 else (1, 0):
                 start = time.perf_counter()
                 made = sides[side]()

@@ -3,6 +3,7 @@
 Exact: going back restores the nearest earlier snapshot and replays with the edit log, to the same bits.
 """
 
+import atexit
 import contextlib
 import logging
 import threading
@@ -28,6 +29,16 @@ LATE = 0.25
 """Seconds a playing session may fall behind its speed and catch up; what is beyond that is let go."""
 
 _log = logging.getLogger(__name__)
+_threads: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
+_leaving = threading.Event()
+
+
+@atexit.register
+def _leave() -> None:
+    """End what still plays before the interpreter goes: a thread inside torch would abort the process."""
+    _leaving.set()
+    for thread in list(_threads):
+        thread.join(5)
 
 
 class Session:
@@ -220,6 +231,7 @@ class Session:
             if not self._playing:
                 self._playing = True
                 self._thread = threading.Thread(target=_play, args=(weakref.ref(self),), daemon=True, name="session")
+                _threads.add(self._thread)
                 self._thread.start()
         return self
 
@@ -362,7 +374,7 @@ def _play(reference: "weakref.ref[Session]") -> None:
     began, made, speed = time.perf_counter(), 0, None
     while True:
         session = reference()
-        if session is None or session._thread is not threading.current_thread():
+        if session is None or session._thread is not threading.current_thread() or _leaving.is_set():
             return
         if not session._playing:
             session._tell()

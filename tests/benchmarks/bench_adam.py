@@ -23,7 +23,7 @@ LIMIT = """
 #include <cmath>
 extern "C" void adam(float* out, const float* start, long runs, long steps, float lr, float b1, float b2, float eps) {
     const int L = 16;
-    #pragma omp parallel for schedule(static)
+    #pragma omp parallel for schedule(static) if (runs > 4000)
     for (long r = 0; r < runs; r += L) {
         const int n = runs - r < L ? runs - r : L;
         float x[L] = {}, y[L] = {}, mx[L] = {}, my[L] = {}, vx[L] = {}, vy[L] = {}, p1 = 1, p2 = 1;
