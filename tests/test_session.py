@@ -644,6 +644,16 @@ def test_a_closed_session_keeps_its_state_record_and_script_and_refuses_to_move(
     assert session.index == 30
 
 
+def test_a_closed_session_lets_go_of_its_listeners_and_of_its_past():
+    session, view = rosenbrock().step(50), threading.Event()
+    session.listen(lambda one, view=view: None)
+    alive = [weakref.ref(view), weakref.ref(session.back(20).state.x), weakref.ref(session.back(20).state.x)]
+    session.set(lr=0.5).step(5).close()
+    del view
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
 def test_a_session_closes_at_the_end_of_its_block():
     with rosenbrock() as session:
         session.play()

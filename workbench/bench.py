@@ -104,15 +104,19 @@ class Benchmark:
         holds = None if ratio is None else ratio >= self.bar if self.least is not None else ratio <= self.bar
         head = {"name": self.name, "ours": found["ours"], "peer": found["peer"], "ratio": ratio}
         rest = {"bar": self.bar, "at": "least" if self.least is not None else "most", "holds": holds}
+        more = {key: value for key, value in found.items() if key not in ("ours", "peer", "medians")}
+        if "medians" in found:
+            ours, peer = found["medians"]
+            more["ratio_of_medians"] = self.ratio(ours, peer, found["unit"])
         words = {"target": self.target, "what": self.what, "against": self.peer}
-        more = {key: value for key, value in found.items() if key not in head}
         return {key: _short(value) for key, value in {**head, **rest, **more, **words}.items()}
 
     def ratio(self, ours: float | None, peer: float | None, unit: str) -> float | None:
         """How many times better ours is, or, where the bar is `most`, how many times as much it costs."""
         if ours is None or peer is None:
             return None
-        return peer / ours if self.least is not None and unit in TIMES else ours / peer
+        better = peer / ours if unit in TIMES else ours / peer
+        return better if self.least is not None else 1 / better
 
 
 def benchmark(
@@ -186,12 +190,12 @@ def alternate(ours: Callable[[], Any], peer: Callable[[], Any], seconds: float, 
 
 
 def measure(sides: Sides, quick: bool) -> dict[str, Any]:
-    """What `Sides` come to: the fastest call of each, and the ratio of the medians."""
+    """What `Sides` come to: the fastest call of each, and the medians of all."""
     seconds, calls = (0.0, 2) if quick else (SECONDS, CALLS)
     ours, peer = alternate(sides.ours, sides.peer, seconds, calls)
     found = {"ours": _figure(sides, min(ours), 0), "peer": _figure(sides, min(peer), 1), "unit": sides.unit}
-    medians = statistics.median(peer) / statistics.median(ours) * sides.jobs[0] / sides.jobs[1]
-    found |= {"ratio_of_medians": medians, "calls": len(ours)}
+    medians = (_figure(sides, statistics.median(ours), 0), _figure(sides, statistics.median(peer), 1))
+    found |= {"medians": medians, "calls": len(ours)}
     if sides.limit is not None:
         limit, _ = alternate(sides.limit, lambda: None, seconds / 2, calls)
         found["limit"] = _figure(sides, min(limit), 0)
@@ -204,17 +208,21 @@ def _figure(sides: Sides, seconds: float, side: int) -> float:
 
 def run(one: Benchmark, quick: bool) -> dict[str, Any]:
     """The row of one benchmark, measured in this process."""
-    import torch
-
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-    torch.set_num_threads(THREADS)
     try:
         found = one.function(quick)
     except ModuleNotFoundError as error:
         note = f"{error.name} is not installed: pip install 'gradient-workbench[app,peers]'"
         return one.row({"ours": None, "peer": None, "unit": "", "note": note})
     return one.row(measure(found, quick) if isinstance(found, Sides) else dataclasses.asdict(found))
+
+
+def settle() -> None:
+    """Two threads for this process, on two processors where the system lets it choose."""
+    import torch
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+    torch.set_num_threads(THREADS)
 
 
 def run_apart(one: Benchmark, quick: bool) -> dict[str, Any]:
@@ -254,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     chosen, failed = _chosen(args.names), False
     if args.here:
+        settle()
         print(json.dumps(run(chosen[0], args.quick)), flush=True)
         return 0
     if args.list:

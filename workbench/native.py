@@ -210,7 +210,7 @@ def compiler() -> list[str] | None:
     given = shlex.split(os.environ.get("CXX", ""))
     if given:
         return given if shutil.which(given[0]) else None
-    return next(([name] for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+    return next(([name] for name in ("g++", "clang++", "c++", "cl") if shutil.which(name)), None)
 
 
 def build(text: str) -> ctypes.CDLL:
@@ -249,7 +249,7 @@ class Loop:
         self._library.loop.restype = None
         self._library.loop.argtypes = [ctypes.c_int64] * 3 + [ctypes.c_void_p] * 4
         if hasattr(_ctypes, "dlclose"):
-            weakref.finalize(self, _ctypes.dlclose, self._library._handle)
+            weakref.finalize(self, _ctypes.dlclose, self._library._handle).atexit = False
 
     def __call__(self, tensors: Sequence[Tensor], runs: int, points: Tensor, threads: int) -> list[Tensor]:
         """Fill `points`, (steps, …), and give the tensors of the last state. Changes none of its inputs.

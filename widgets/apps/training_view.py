@@ -2,6 +2,7 @@
 
 import html
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -232,7 +233,7 @@ class TrainingShell(Shell):
         doc = self.later.doc
         if doc is not None and doc.session_context is not None:
             for delay in (700, 2500):
-                doc.add_timeout_callback(self._draw, delay)
+                doc.add_timeout_callback(_weakly(self._draw), delay)
 
     def _draw(self) -> None:
         """The tab in front, as the desk stands."""
@@ -343,3 +344,15 @@ def _r2_bounds(series: list[dict[str, Any]]) -> tuple[float, float]:
 
 def _called(thing: Any) -> str:
     return thing.__name__ if isinstance(thing, type) else type(thing).__name__
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A call of a method that does not keep its object: a page's timers outlive the page that set them first."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
+
+    return call
