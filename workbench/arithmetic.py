@@ -59,17 +59,20 @@ OF_REALS = {
     "sqrt": "sqrt{f}({0})",
     "rsqrt": "1 / sqrt{f}({0})",
     "reciprocal": "1 / {0}",
-    "sigmoid": "1 / (1 + exp{f}(-{0}))",
+    "sigmoid": "1 / (1 + v_exp{f}(-{0}))",
+    "floor": "floor{f}({0})",
+    "ceil": "ceil{f}({0})",
+    "trunc": "trunc{f}({0})",
     "round": "nearbyint{f}({0})",
-    "atan2": "atan2{f}({0}, {1})",
-    "hypot": "hypot{f}({0}, {1})",
-    "pow": "pow{f}({0}, {1})",
 }
-FUNCTIONS = (
-    *("floor", "ceil", "trunc", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc"),
-    *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
-)
-OF_REALS |= {name: f"{name}{{f}}({{0}})" for name in FUNCTIONS}
+FUNCTIONS = {
+    **dict.fromkeys(("exp", "log", "sin", "cos", "exp2", "expm1", "log2", "log10", "log1p", "erf", "erfc"), 1),
+    **dict.fromkeys(("tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"), 1),
+    **dict.fromkeys(("pow", "atan2", "hypot"), 2),
+}
+"""Functions of the C library, which may have vector forms there: how many arguments each has. C++ calls them v_…"""
+
+OF_REALS |= {name: f"v_{name}{{f}}({', '.join(('{0}', '{1}')[:count])})" for name, count in FUNCTIONS.items()}
 LOGIC = {"and": "{0} & {1}", "or": "{0} | {1}", "xor": "{0} ^ {1}", "not": "!{0}"}
 COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 POWERS = {

@@ -38,11 +38,14 @@ FLAGS = (
     *("-fPIC", "-shared", "-pthread", "-w", "-x", "c++"),
 )
 
+VECTORS = ["-march=native", "-DVECTORS", "-lmvec", "-fno-tree-sink", "-fno-thread-jumps"]
+"""Tried first. Work that is moved into a branch because only that branch needs it cannot be vectorised."""
+
 SOURCE = """\
 #include <math.h>
 #include <pthread.h>
 #include <stdint.h>
-{vector_forms}
+{functions}
 typedef struct {{
     int64_t runs, steps, next;
     const void* const* in;
@@ -152,7 +155,7 @@ def source(step: Callable, inputs: Sequence[Input], kept: int) -> str:
             parts["body"] += [f"x[{e} * R + i] = s{j}_{e}[i];" for e in range(inputs[j].size)]
     joined = {name: "\n            ".join(lines) for name, lines in parts.items()}
     point, dim = C_TYPES[inputs[kept].dtype], inputs[kept].size
-    return SOURCE.format(point=point, dim=dim, lanes=LANES, block=BLOCK, vector_forms=_vector_forms(), **joined)
+    return SOURCE.format(point=point, dim=dim, lanes=LANES, block=BLOCK, functions=_functions(), **joined)
 
 
 def _take(parts: dict[str, list[str]], j: int, given: Input) -> None:
@@ -187,19 +190,24 @@ def _keep(parts: dict[str, list[str]], j: int, given: Input, new: Numbers, names
         parts["stores"].append(f"{target} = s{j}_{e}[i];")
 
 
-def _vector_forms() -> str:
-    """Declarations by which the compiler knows the vector functions of the C library, where there are any."""
+def _functions() -> str:
+    """The functions v_… of C++: declared as vector functions where the C library has those, else its plain ones.
+
+    They have names of their own because what the compiler knows about `sin` and `cos` keeps it from using vectors.
+    """
     library, version = platform.libc_ver()
-    if library != "glibc" or platform.machine() != "x86_64":
-        return ""
-    first = ("exp", "log", "sin", "cos", "pow")  # of version 2.22; nearly all others came with 2.35
-    late = () if tuple(map(int, version.split("."))) < (2, 35) else (*FUNCTIONS[3:], "atan2", "hypot")
-    lines = ["#ifdef VECTOR_FORMS", 'extern "C" {']
-    for name in dict.fromkeys((*first, *late)):
+    vectors = library == "glibc" and platform.machine() == "x86_64"
+    recent = vectors and tuple(map(int, version.split("."))) >= (2, 35)
+    known = set(FUNCTIONS) if recent else {"exp", "log", "sin", "cos", "pow"} if vectors else set()
+    fast, plain = [], []
+    for name, count in FUNCTIONS.items():
         for kind, f in (("double", ""), ("float", "f")):
-            arguments = f"{kind}, {kind}" if name in ("pow", "atan2", "hypot") else kind
-            lines += ["#pragma omp declare simd notinbranch", f"{kind} {name}{f}({arguments}) noexcept;"]
-    return "\n".join([*lines, "}", "#endif"])
+            plain.append(f"#define v_{name}{f} {name}{f}")
+            one = (
+                f'{kind} v_{name}{f}({", ".join([kind] * count)}) noexcept __asm__("{name}{f}") __attribute__((const));'
+            )
+            fast += ["#pragma omp declare simd notinbranch", one] if name in known else plain[-1:]
+    return "\n".join(["#ifdef VECTORS", 'extern "C" {', *fast, "}", "#else", *plain, "#endif"])
 
 
 # ------------------------------------------------------------------------------------------------- building it
@@ -220,7 +228,7 @@ def build(text: str) -> ctypes.CDLL:
         OSError: when nothing could be built; the compiler's first words are in the message.
     """
     command, said = compiler() or ["c++"], ""
-    for options in (["-march=native", "-DVECTOR_FORMS", "-lmvec"], ["-march=native"], []):
+    for options in (VECTORS, ["-march=native"], []):
         with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
             written, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
             written.write_text(text)
