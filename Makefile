@@ -9,7 +9,7 @@ INPUTS := pyproject.toml constraints.txt
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench constraints install develop clean FORCE
+.PHONY: help serve test quick lint format bench constraints install develop clean FORCE
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ serve: $(VENV)/.installed ## Start the workbench on http://127.0.0.1:5006
 
 test: $(VENV)/.installed-all ## Run the tests (installs what they need, a browser included)
 	@browser=$$(.ci/browser $(PY)) && WORKBENCH_CHROMIUM="$$browser" $(PY) -m pytest $(ARGS)
+
+quick: $(VENV)/.installed-all ## Run the tests one runs by habit: no browser, no notebooks, no benchmarks
+	@$(PY) -m pytest -m "not browser and not jupyter and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-all ## Check style, formatting and types
 	@status=0; \

@@ -20,7 +20,7 @@ from workbench.rollout import stack_noises
 from workbench.routine import RUNNING, Key
 from workbench.tree import leaves, same_bits, tree_map
 
-# 2026-11-21: torch 2.13's compiler imports what torch 2.13 deprecates; https://github.com/pytorch/pytorch/issues/new
+# 2026-11-21: torch 2.13's compiler imports torch.utils.mkldnn; goes with https://github.com/pytorch/pytorch/pull/189914
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 
 STEPS = 25

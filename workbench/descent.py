@@ -14,7 +14,7 @@ from workbench.space import Space
 
 
 class DescentState(NamedTuple):
-    """`x`: points. `method`: the optimizer's own state. `k`: steps made, 0-d. `diverged`: per run, -1 or where it stopped."""
+    """`x`: points. `method`: the optimizer's state. `k`: steps made, 0-d. `diverged`: -1 a run, or where it stopped."""
 
     x: Tensor
     method: Any

@@ -9,6 +9,7 @@ from workbench import bench
 FIELDS = {"name", "ours", "peer", "ratio", "bar", "holds", "unit"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bench.benchmarks())
 def test_each_benchmark_runs_and_prints_its_figures(name, capsys):
     assert bench.main([name, "--quick", "--json"]) == 0
