@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.descent import guard, value_and_gradient
+from workbench.descent import guard, value_and_gradient, value_and_gradient_by_blocks
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, Dataset, as_data
 from workbench.problems.networks import Model, Module
@@ -166,14 +166,17 @@ class Training(Routine):
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
             inputs, targets = self.data.x[noise.rows[draw]], self.data.y[noise.rows[draw]]
 
-            def total(p: Tensor) -> Tensor:
+            def total(p: Any) -> Tensor:
                 nonlocal held
                 outputs, fresh = self.model(p, inputs, state.buffers, training=True, key=noise.key)
                 if not seen:
                     held = {name: b.detach() for name, b in fresh.items()}
                 return self.loss(outputs, targets)
 
-            loss, gradient = value_and_gradient(total, x)
+            if self.model.by_blocks and len(x) == 1 and inputs.ndim == 2:
+                loss, gradient = value_and_gradient_by_blocks(total, x, self.space)
+            else:
+                loss, gradient = value_and_gradient(total, x)
             seen.setdefault("loss", loss)
             seen.setdefault("gradient", gradient)
             return loss, gradient

@@ -35,6 +35,8 @@ class Model(Declared):
     kind: ClassVar[str] = "model"
     names: tuple[str, ...] = ()
     space: Space = Space(axis=-1)
+    by_blocks: ClassVar[bool] = False
+    """Whether the parameters of one run may also be given as the list of their blocks."""
 
     def bind(self, inputs: int, outputs: int) -> "Model":
         """The same model with its sizes fixed."""
@@ -66,6 +68,7 @@ class MLP(Model):
     Weights and biases start uniform in ±1/√(inputs of the layer), as torch.nn.Linear does.
     """
 
+    by_blocks = True
     name = "mlp"
     title = "Multilayer perceptron"
     source = "Rumelhart, Hinton & Williams 1986, Nature 323"
@@ -94,8 +97,8 @@ class MLP(Model):
 
     def __call__(self, x, inputs, buffers, *, training, key=None):
         squash = ACTIVATIONS[self.activation]
-        if x.shape[0] == 1 and inputs.ndim == 2:
-            blocks = self.space.blocks(x.view(-1))
+        if isinstance(x, list) or (x.shape[0] == 1 and inputs.ndim == 2):
+            blocks = x if isinstance(x, list) else self.space.blocks(x.view(-1))
             h = inputs
             for i in range(0, len(blocks), 2):
                 h = F.linear(squash(h) if i else h, blocks[i], blocks[i + 1])
