@@ -59,9 +59,7 @@ def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> t
     disturbs no other run.
     """
     live = diverged == RUNNING
-    sound = (
-        (new * 0).sum(axis) == 0
-    ) & live  # 0 where all is finite, NaN elsewhere: two kernels, where isfinite takes five
+    sound = ((new - new).sum(axis) == 0) & live  # NaN where not finite: two kernels, where isfinite takes five
     return torch.where(sound.unsqueeze(axis), new, old), torch.where(live > sound, k, diverged)
 
 
@@ -125,7 +123,7 @@ class Descent(Routine):
         return new._replace(x=x, diverged=diverged), info
 
     def move(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
-        """The step without the guard against divergence: compiled rollouts look for that afterwards."""
+        """The step without the guard against divergence."""
         seen: dict[str, Tensor] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
