@@ -128,7 +128,7 @@ def _surface(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start", type=_numbers, metavar="X,Y", help="where to begin (default: the surface's own start)"
     )
-    parser.add_argument("--compile", action="store_true", help="run compiled code; pays from about 10,000 runs on")
+    parser.add_argument("--compile", action="store_true", help="run compiled code; needs a C++ compiler")
     _common(parser)
 
 
