@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import secrets
 import socket
 import sys
@@ -67,8 +66,6 @@ class Server:
     def add_apps(self) -> "Server":
         """Serve every app of `APPS`; their modules are loaded now, so that the first page opens at once."""
         for name, (module, _, _) in APPS.items():
-            if importlib.util.find_spec(module) is None:
-                continue
             make = importlib.import_module(module).page
             self.pages[name] = lambda make=make: self.open(lambda query: make(query, self.runs))
         return self
