@@ -309,6 +309,8 @@ class Session:
     def _run(self, n: int) -> None:
         began = time.perf_counter()
         for _ in range(n):
+            if self._arrived():
+                break
             self._forward()
         if n:
             self.seconds_per_step = (time.perf_counter() - began) / n
@@ -339,12 +341,20 @@ class Session:
             raise unknown("a hyperparameter", name, self.routine.hypers)
         return self.routine.hypers[name].check(value)
 
+    def _arrived(self) -> bool:
+        """Whether every run of the routine has come to its own end: no further step changes anything."""
+        done = self.routine.done(self.state)
+        return done is not None and bool(done.all())
+
     def _slice(self, began: float, made: int) -> int:
         """Work for one slice of time; returns the number of steps made."""
         start, n = time.perf_counter(), 0
         while self._playing and not self._waiting:
             if self._until is not None and self.index >= self._until:
                 self._playing, self.stopped = False, f"reached step {self._until}"
+                break
+            if self._arrived():
+                self._playing, self.stopped = False, f"arrived at step {self.index}"
                 break
             now = time.perf_counter()
             if now - start > SLICE or (self._speed and made + n >= (now - began) * self._speed):
