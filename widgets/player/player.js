@@ -1,7 +1,7 @@
 // The live picture on one canvas: what has arrived, when to draw, mouse and keyboard, and the two hosts (Panel's JSComponent
 // and anywidget). No dependencies, no build: esm.py joins this with draw.js by text.
 
-import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
+import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, inPanel, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
 
 // ---- the player
 
@@ -331,8 +331,8 @@ class Input {
   read(at) {
     const { player } = this, { view, scene } = player;
     if (!at || !scene.axes || !view.holds(...at)) return this.say("", at);
-    const [x, y] = view.toData(...at), fine = 1 / view.sx, value = fieldAt(scene, x, y);
-    const words = `${scene.labels[0] || "x"} ${numeral(x, fine)}   ${scene.labels[1] || "y"} ${numeral(y, 1 / view.sy)}`;
+    const [x, y] = view.toData(...at), fine = 1 / view.sx, value = fieldAt(scene, x, y), [u, v] = inPanel(scene, x, y);
+    const words = `${scene.labels[0] || "x"} ${numeral(u, fine)}   ${scene.labels[1] || "y"} ${numeral(v, 1 / view.sy)}`;
     this.say(value === null ? words : `${words}   ${scene.field.label || "value"} ${short(value)}`, at);
   }
 
