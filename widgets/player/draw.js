@@ -224,7 +224,8 @@ function axisTicks({ scene, view }, axis, count) {
   const [low, high] = span(view, axis);
   if (!scene.panels) return ticks(low, high, count);
   const shifts = [...new Set(scene.panels.map((panel) => (axis ? panel.dy : panel.dx)))], [from, to] = scene.panels[0][axis ? "y" : "x"];
-  const parts = ticks(from, to, Math.min(7, (count * (to - from)) / (high - low)));
+  // the outermost ones of two neighbours would run into each other
+  const parts = ticks(from, to, Math.min(7, (count * (to - from)) / (high - low))).filter(([v]) => Math.abs(v - (from + to) / 2) < 0.46 * (to - from));
   return shifts.flatMap((shift) => parts.map(([v, words]) => [v + shift, words])).filter(([v]) => v >= low && v <= high);
 }
 

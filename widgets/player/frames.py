@@ -240,8 +240,9 @@ class Scene:
     field: (H, W) heights at np.linspace(*y, H) × np.linspace(*x, W), row 0 at the low end of y; the sender takes the
     logarithm where one is wanted and says so in `field_label`. NaN is left blank. field_range: the values of the
     colour map's ends, by default the finite extremes. contours: Paths. equal: one unit is as long on both axes.
-    axes: False for a scene of pictures only. backdrop: points under everything that moves. panels: several pictures on
-    one plane, see `panels_of`; x and y are then the plane's.
+    axes: False for a scene of pictures only. backdrop: points under everything that moves. draw: dragging draws a line,
+    which is sent, instead of moving the view. panels: several pictures on one plane, see `panels_of`; x and y are then
+    the plane's.
     """
 
     x: tuple[float, float] = (0.0, 1.0)
@@ -259,6 +260,7 @@ class Scene:
     markers: Sequence[Marker] = ()
     legend: Sequence[LegendEntry] = ()
     backdrop: Points | None = None
+    draw: bool = False
     panels: Sequence[Panel] = ()
 
     def __post_init__(self) -> None:
@@ -280,7 +282,7 @@ def encode_scene(scene: Scene, seq: int = 0) -> bytes:
     header = {
         "kind": "scene", "seq": seq, "x": scene.x, "y": scene.y, "labels": (scene.x_label, scene.y_label),
         "equal": scene.equal, "axes": scene.axes, "title": scene.title,
-        "markers": [vars(marker) for marker in scene.markers],
+        "markers": [vars(marker) for marker in scene.markers], "draw": scene.draw,
         "legend": [vars(entry) for entry in scene.legend],
         "palette": {"light": palette.LIGHT, "dark": palette.DARK, "paper": palette.PAPER},
     }  # fmt: skip
