@@ -17,12 +17,12 @@ from widgets.apps.sampler_measures import Errors, Measures, Reference
 from widgets.apps.sampler_picture import SHOWN, PlanePicture, TilesPicture
 from widgets.player import Frame, Scene
 from workbench.catalogue import catalogue, find
+from workbench.flows.store import shipped
 from workbench.samplers.sampling import Sampling
 
 EXACT, SHIPPED, SAVED, OWN = "exact", "shipped", "saved:", "own"
 MOST = 6
 PICTURES = 60
-DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 class SamplerDesk(Desk):
@@ -91,7 +91,7 @@ class SamplerDesk(Desk):
         if name == EXACT:
             return wb.exact_field(settings["target"], settings["interpolant"])
         if name == SHIPPED:
-            return self._asked(wb.load_field(DATA / "digits.safetensors"))
+            return self._asked(wb.load_field(shipped("digits.safetensors")))
         if isinstance(name, str) and name.startswith(SAVED):
             return self._asked(wb.load_field(place(self.runs, name.removeprefix(SAVED) + ".safetensors")))
         raise ValueError(f"expected a field that is exact, shipped or saved, got {name!r}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def load_field(path: str | os.PathLike) -> NetField:
         raise ValueError(f"expected a whole field in {name}, got one with {error!r} missing or wrong") from None
     field.origin = f"field = wb.load_field({name!r})  # the file is to stand beside this script"
     return field
+
+
+def shipped(name: str) -> Path:
+    """Where a file that comes with the workbench is: `data/` of a checkout, or where pip put it.
+
+    Raises:
+        ValueError: when it is in neither.
+    """
+    places = (Path(__file__).parents[2] / "data", Path(sys.prefix) / "share" / "gradient-workbench")
+    found = next((place / name for place in places if (place / name).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"expected {name} to come with the workbench, found it nowhere; data/README.md says how to make it"
+        )
+    return found
 
 
 def _restored(about: dict[str, Any], tensors: dict[str, Tensor]) -> NetField:
