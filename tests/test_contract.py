@@ -23,11 +23,7 @@ ENTRIES = wb.catalogue()
 OPTIMIZERS, SURFACES, MODELS = (wb.catalogue(family) for family in ("optimizers", "surfaces", "models"))
 DTYPES = [torch.float32, torch.float64]
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache
