@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.widgets.desks import done
 from widgets.apps.curves import MOST, curves, decimate
 from widgets.apps.descent_ahead import HeatMap, around
 from widgets.apps.descent_desk import DescentDesk, new_label
@@ -16,33 +17,9 @@ from workbench.tree import same_bits
 
 
 @pytest.fixture
-def make(tmp_path):
-    """A desk that is closed at the end; messages in `desk.said`."""
-    desks = []
-
-    def made(**query):
-        desk = DescentDesk(runs=tmp_path / "runs", query=query)
-        desk.said = []
-        desk.on("message", lambda text, kind: desk.said.append((kind, text)))
-        desk.wait()
-        desks.append(desk)
-        return desk
-
-    yield made
-    for desk in desks:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make):
-    return make()
-
-
-def done(desk, *commands):
-    for command in commands:
-        command()
-    desk.wait()
-    return desk
+def make(open_desk):
+    """`make(**query)`: a desk from a link."""
+    return lambda **query: open_desk(DescentDesk, query=query)
 
 
 def again(make, desk):
