@@ -147,7 +147,7 @@ class TrainingShell(Shell):
         return lambda value: self.desk.turn(name, value)
 
     def refresh(self) -> None:
-        values = self.desk.session.hyper
+        values = self.desk.hyper
         for name, control in self.hyper.items():
             if name in values:
                 control.show(values[name])
