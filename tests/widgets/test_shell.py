@@ -2,6 +2,7 @@
 
 import threading
 
+import panel as pn
 import pytest
 
 from widgets.apps.descent import DescentDesk, DescentShell
@@ -63,3 +64,12 @@ def test_a_value_the_desk_refuses_leaves_the_controls_where_the_session_stands(s
     shell.desk.turn("sgd.lr", -1.0)
     shell.desk.wait()
     assert shell.desk.hyper["sgd.lr"] == before
+
+
+def test_a_page_does_not_follow_whether_the_server_is_busy(shell):
+    pn.state._add_busy_event("somebody else's")
+    try:
+        assert pn.state.busy
+        assert not shell.page_.busy
+    finally:
+        pn.state._remove_busy_event("somebody else's")
