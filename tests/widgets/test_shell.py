@@ -2,10 +2,14 @@
 
 import threading
 
+import numpy as np
 import panel as pn
 import pytest
+from bokeh.document import Document
 
+from widgets.apps.curves import curves
 from widgets.apps.descent import DescentDesk, DescentShell
+from widgets.apps.plot import LivePlot
 from widgets.scales import to_slider
 
 # 2026-11-25: panel-material-ui's own FileDownload gives Panel's Button both names of its look.
@@ -73,3 +77,14 @@ def test_a_page_does_not_follow_whether_the_server_is_busy(shell):
         assert not shell.page_.busy
     finally:
         pn.state._remove_busy_event("somebody else's")
+
+
+def test_a_live_plot_hands_on_a_figure_as_it_was_made():
+    figure = curves([{"name": "loss", "steps": np.arange(5), "values": np.arange(5) + 1.0}], title="loss", log=True)
+    pane = LivePlot(figure)
+    model = pane.get_root(Document())
+    assert model.layout == figure["layout"]
+    assert [trace["name"] for trace in model.data] == ["loss"]
+    pane.object = curves([{"name": "loss", "steps": np.arange(7), "values": np.arange(7) + 2.0}], title="loss")
+    assert model.layout["yaxis"].get("type") is None
+    np.testing.assert_array_equal(model.data_sources[0].data["y"][0], np.arange(7) + 2.0)
