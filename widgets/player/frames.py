@@ -151,7 +151,10 @@ Layer = Points | Paths | Images
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What moves, at one step. caption: one short line drawn on the picture. number: counts frames, if that matters."""
+    """What moves, at one step. caption: one short line drawn on the picture.
+
+    number: counts what a person has turned so far; the first frame with another number is sent ahead of the queue.
+    """
 
     step: int
     layers: Sequence[Layer] = ()
