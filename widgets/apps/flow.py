@@ -175,20 +175,15 @@ class FlowDesk(Desk):
 
     def set_column(self, i: int, **chosen: str) -> None:
         """Choose parts of one of the settings side by side."""
-        columns = [dict(column) for column in self.settings["columns"]]
-        columns[i] |= chosen
-        self.choose(columns=columns, rounds=[])
+        self.do(lambda: self._set_column(i, chosen))
 
     def add_column(self) -> None:
         """One more setting, like the last."""
-        columns = self.settings["columns"]
-        if len(columns) < len(LABELS):
-            self.choose(columns=[*columns, {**columns[-1], **NEXT}], rounds=[])
+        self.do(self._add_column)
 
     def drop_column(self) -> None:
         """Let the last of the settings go."""
-        if len(self.settings["columns"]) > 1:
-            self.choose(columns=self.settings["columns"][:-1], rounds=[])
+        self.do(self._drop_column)
 
     def set_tau(self, tau: float) -> None:
         """Show the particles at this share of the way, and stay there."""
@@ -239,6 +234,20 @@ class FlowDesk(Desk):
     def upload(self, name: str, content: bytes) -> None:
         """Points of a CSV or NPZ file as the target; one that cannot be read changes nothing."""
         self.do(lambda: self._upload(name, content))
+
+    def _set_column(self, i: int, chosen: dict[str, str]) -> None:
+        columns = [dict(column) for column in self.settings["columns"]]
+        columns[i] |= chosen
+        self._choose({"columns": columns, "rounds": []})
+
+    def _add_column(self) -> None:
+        columns = self.settings["columns"]
+        if len(columns) < len(LABELS):
+            self._choose({"columns": [*columns, {**columns[-1], **NEXT}], "rounds": []})
+
+    def _drop_column(self) -> None:
+        if len(self.settings["columns"]) > 1:
+            self._choose({"columns": self.settings["columns"][:-1], "rounds": []})
 
     def _begin_drawing(self) -> None:
         self.session.pause()

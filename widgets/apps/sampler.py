@@ -71,6 +71,7 @@ class SamplerDesk(Desk):
         if not isinstance(rows, list) or not 1 <= len(rows) <= MOST:
             raise ValueError(f"expected 1 to {MOST} samplers, got {rows!r}"[:200])
         settings["samplers"] = [_sampler(row) for row in rows]
+        settings["asked"] = str(settings["asked"])
         for name, low, high in (("samples", 1, 5000), ("seed", 0, 2**31 - 1)):
             value = settings[name]
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -91,12 +92,12 @@ class SamplerDesk(Desk):
         if name == EXACT:
             return wb.exact_field(settings["target"], settings["interpolant"])
         if name == SHIPPED:
-            return self._asked(wb.load_field(shipped("digits.safetensors")))
+            return self._conditioned(wb.load_field(shipped("digits.safetensors")))
         if isinstance(name, str) and name.startswith(SAVED):
-            return self._asked(wb.load_field(place(self.runs, name.removeprefix(SAVED) + ".safetensors")))
+            return self._conditioned(wb.load_field(place(self.runs, name.removeprefix(SAVED) + ".safetensors")))
         raise ValueError(f"expected a field that is exact, shipped or saved, got {name!r}")
 
-    def _asked(self, field: Any) -> wb.Field:
+    def _conditioned(self, field: Any) -> wb.Field:
         """A field that knows classes, asked for one of them or for each in turn."""
         classes = field.target.classes
         if not classes:
@@ -154,14 +155,11 @@ class SamplerDesk(Desk):
 
     def remove(self, index: int) -> None:
         """One solver less."""
-        rows = self.settings["samplers"]
-        self.do(lambda: self._edit_samplers(rows[:index] + rows[index + 1 :]))
+        self.do(lambda: self._edit_samplers([row for i, row in enumerate(self.settings["samplers"]) if i != index]))
 
     def set_grid(self, index: int, grid: str) -> None:
         """Another time grid for one of the solvers."""
-        rows = [dict(row) for row in self.settings["samplers"]]
-        rows[index]["grid"] = grid
-        self.do(lambda: self._edit_samplers(rows))
+        self.do(lambda: self._set_grid(index, grid))
 
     def budget(self, evaluations: int) -> None:
         """Steps of every solver so that it makes about so many evaluations, and back to the start."""
@@ -188,6 +186,11 @@ class SamplerDesk(Desk):
         except ValueError:
             self.settings = before
             raise
+
+    def _set_grid(self, index: int, grid: str) -> None:
+        rows = [dict(row) for row in self.settings["samplers"]]
+        rows[index]["grid"] = grid
+        self._edit_samplers(rows)
 
     def _budget(self, evaluations: int) -> None:
         turned = {}
@@ -270,13 +273,14 @@ class SamplerDesk(Desk):
         super().step(n)
 
     def back(self, n: int = 1) -> None:
-        if self.stage:
-            self.do(self._unevaluate)
-        else:
-            super().back(n)
+        self.do(lambda: self._back(n))
 
-    def _unevaluate(self) -> None:
-        self.stage = max(0, self.stage - 1)
+    def _back(self, n: int) -> None:
+        """One evaluation back within a step, or whole steps."""
+        if self.stage:
+            self.stage -= 1
+        else:
+            self.session.pause().back(n)
 
     def seek(self, step: int) -> None:
         self.stage = 0

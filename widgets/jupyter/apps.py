@@ -202,8 +202,8 @@ class Flow(App):
     Args:
         target: a `Density`, or an array of points (n, 2); None is chosen in the app.
         height, runs: as of `Descent`.
-        settings: what the app starts with, such as `target` (catalogue name), `columns`, a list of settings side by side
-            like `[{}, {"coupling": "optimal-transport"}]`, and `hyper`, first values such as `{"A.lr": 0.001}`.
+        settings: what the app starts with, such as `target` (catalogue name), `columns`, settings side by side like
+            `[{}, {"coupling": "optimal-transport"}]`, and `hyper`, first values such as `{"A.lr": 0.001}`.
 
     Raises:
         ValueError: on points or a setting that are not legal.

@@ -195,6 +195,21 @@ class FunctionField(Field):
         self.function, self.dim, self.kind, self.interpolant = function, dim, kind, interpolant
         self.source, self.target = source or Mixture.normal(dim), target
 
+    def tried(self) -> "FunctionField":
+        """The field itself, asked once at two points halfway.
+
+        Raises:
+            ValueError: when it does not answer with finite numbers of the shape of its points.
+        """
+        x, t = torch.full((2, self.dim), 0.25), torch.tensor(0.5)
+        try:
+            found = self(x, t)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"expected a field f(x, t) that takes x {tuple(x.shape)}, got: {error}") from error
+        if not all(bool(torch.isfinite(value).all()) for value in found.known.values()):
+            raise ValueError("expected the field to be finite at x = (0.25, …), t = 0.5, got inf or nan")
+        return self
+
     def known(self, x, t, rows=None):
         t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
         value = self.function(x, t)
@@ -394,5 +409,5 @@ def as_field(field: Any, **options: Any) -> Field:
     if isinstance(field, str | Density):
         return exact_field(field, **options)
     if callable(field):
-        return FunctionField(field, **options)
+        return FunctionField(field, **options).tried()
     raise ValueError(f"expected a field, a density's name or a function f(x, t), got {type(field).__name__}")

@@ -85,7 +85,9 @@ class Levels(Grid):
         unit = self.unit(steps, like)
         turned = {name: hyper[name].to(like).unsqueeze(-1) for name in self.hypers}
         first, last = (
-            torch.log(torch.maximum(path.alpha(end), turned["floor"]) / torch.maximum(path.spread(end), turned["floor"]))
+            torch.log(
+                torch.maximum(path.alpha(end), turned["floor"]) / torch.maximum(path.spread(end), turned["floor"])
+            )
             for end in torch.tensor(path.ends, dtype=like.dtype, device=like.device)
         )
         inside = path.time_of(self.levels(first, last, unit, turned)[..., 1:-1])
