@@ -41,6 +41,20 @@ def test_a_record_taken_while_it_plays_is_whole():
     assert record.drop_attrs().identical(alone.drop_attrs())
 
 
+def test_who_watches_a_record_hears_of_every_step_and_can_end_it():
+    session, shares = rosenbrock().step(8), []
+    assert session.record(watch=shares.append).identical(session.record())
+    assert shares == [k / 8 for k in range(8)]
+
+    def enough(share):
+        if share > 0.5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        session.record(watch=enough)
+    assert session.step().index == 9
+
+
 # ------------------------------------------------------------------------------------------------- scripts
 
 

@@ -269,14 +269,25 @@ class Session:
 
     # ---- keeping
 
-    def record(self, *, every: int = 1) -> xr.Dataset:
-        """The run from step 0 to here as a record, by replaying it with its edits."""
+    def record(self, *, every: int = 1, watch: Callable[[float], None] | None = None) -> xr.Dataset:
+        """The run from step 0 to here as a record, by replaying it with its edits.
+
+        Args:
+            every: one frame in so many steps is kept.
+            watch: called before each step with the share replayed, 0 to 1; what it raises ends the replay.
+        """
         with self._turn():
             collected = Collector(self.routine, self.probes, every)
             state = self.routine.init(self._key.stream("init"), start=self.start, runs=self._runs)
             line, end = self._timeline.upto(self.index), self.index
         hyper_at = _cached(lambda k: self.routine.normalise({**self.first, **line.in_force(k)}), line)
-        final = collected.run(state, hyper_at, self._key, 0, end)
+
+        def watched(k: int) -> dict:
+            if watch is not None:
+                watch(k / end)
+            return hyper_at(k)
+
+        final = collected.run(state, watched, self._key, 0, end)
         given = {"seed": self.seed, "start": self.start, "hyper": self.first, "edits": line.edits}
         return records.build(self.routine, collected, final, {**given, "steps": end, "mode": "eager"})
 

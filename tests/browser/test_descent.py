@@ -17,6 +17,7 @@ from tests.browser.driving import (
     play_to,
     press,
     quiet,
+    said,
     standing,
     until,
 )
@@ -82,6 +83,29 @@ def test_what_is_taken_away_is_right(server, new_page, tmp_path):
     replay.keyboard.press("End")
     quiet(page)
     quiet(replay)
+
+
+def test_while_a_record_is_made_it_plays_on_and_cancel_ends_it(server, page):
+    open_app(page, f"{server}/descent?step=4000")
+    until(page, lambda: standing(page)[0] == 4000 and "replaying" not in said(page), "the step of the link")
+    files = []
+    page.on("download", lambda file: files.append(file.suggested_filename))
+    record, cancel = page.get_by_role("button", name="Record"), page.get_by_role("button", name="Cancel").first
+    expect(cancel).to_be_hidden()
+    record.click()
+    until(page, lambda: "making the record" in said(page), "progress")
+    expect(record).to_be_disabled()
+    expect(page.get_by_role("button", name="Page that plays")).to_be_disabled()
+    press(page, "Play or pause")
+    until(page, lambda: standing(page)[0] > 4020 and "making the record" in said(page), "it to play meanwhile")
+    cancel.click()
+    expect(page.get_by_text("Cancelled: the record was not made.")).to_be_visible(timeout=TIMEOUT)
+    expect(record).to_be_enabled()
+    press(page, "Play or pause")
+    assert files == []
+    for _ in range(2):
+        assert b"rosenbrock" in download(page, "Python script").read_bytes()
+    quiet(page)
 
 
 def test_the_address_opens_the_same_step_and_two_visitors_do_not_see_each_other(server, new_page):

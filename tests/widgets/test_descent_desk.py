@@ -264,7 +264,8 @@ def test_the_script_makes_the_same_state(desk, tmp_path, monkeypatch):
 def test_a_saved_run_opens_again_at_the_same_state(desk):
     done(desk, lambda: desk.step(25), lambda: desk.turn("sgd.lr", 1e-4), lambda: desk.step(5))
     state = desk.session.state
-    done(desk, lambda: desk.save("mine"), desk.restart, lambda: desk.reopen("mine"))
+    done(desk, lambda: desk.save("mine"), desk.restart)
+    done(desk, lambda: desk.reopen("mine"))
     assert same_bits(desk.session.state, state)
     done(desk, lambda: desk.delete("mine"), lambda: desk.reopen("mine"))
     assert desk.said[-1][0] == "error"
@@ -460,7 +461,7 @@ def test_a_heat_map_can_be_cancelled_and_lets_other_commands_in_between(desk):
     done(desk, lambda: desk.step(3))
     assert desk.session.index == 3
     assert desk.heat_map.done < 1
-    done(desk, desk.cancel)
+    done(desk, desk.cancel_heat)
     done(desk)
     stood = desk.heat_map.done
     done(desk)

@@ -114,11 +114,11 @@ class DescentDesk(Desk):
             self._tracks[session] = made, past
         return made.grow(session)
 
-    def status(self) -> str:
+    def ending(self) -> str:
         if self.all_lost:
-            return f"step {self.session.index:,} · every method diverged: lower lr, or press Back"
-        hint = " · press Play, or click in the picture to set the start" if self.session.head == 0 else ""
-        return super().status() + hint
+            return "every method diverged: lower lr, or press Back"
+        hint = "press Play, or click in the picture to set the start" if self.session.head == 0 else ""
+        return super().ending() or hint
 
     @property
     def all_lost(self) -> bool:
@@ -159,8 +159,8 @@ class DescentDesk(Desk):
         """Begin a heat map of final losses; a newer one takes the place of one under way."""
         self.do(lambda: self._draw_heat(label, x, y, steps, side))
 
-    def cancel(self) -> None:
-        super().cancel()
+    def cancel_heat(self) -> None:
+        """Stop drawing the heat map."""
         if self.heat_map is not None:
             self.heat_map.cancelled = True
 

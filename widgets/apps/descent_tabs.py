@@ -147,7 +147,7 @@ class HeatTab(Tab):
         self.pane = pn.pane.Plotly(None, min_height=260, **PLOT)
         self.label.param.watch(lambda event: self._names(), "value")
         self.run.on_click(lambda event: self._begin())
-        self.stop.on_click(lambda event: self.desk.cancel())
+        self.stop.on_click(lambda event: self.desk.cancel_heat())
         self.pane.param.watch(self._clicked, "click_data")
         self._drawn: Any = None
         self.refill()
