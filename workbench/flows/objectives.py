@@ -15,6 +15,9 @@ Net = Callable[..., Tensor]
 class Batch(NamedTuple):
     """What is random about a training step: pairs x0, x1 (batch, dim), times t (batch,), a latent normal z (batch, dim)
     where the interpolant has one, classes (batch,) where the data have them, further draws of the objective.
+
+    Where each run has a seed of its own, all have a leading run axis; times have one too where a hyperparameter of
+    their distribution differs by run.
     """
 
     x0: Tensor
@@ -26,12 +29,15 @@ class Batch(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What a flow's training has chosen: interpolant, weight(t), size(residual), values of hyperparameters."""
+    """What a flow's training has chosen: interpolant, weight(t), size(residual), values of hyperparameters (0-d or
+    (runs,)), and density(t), that of the times.
+    """
 
     path: Interpolant
     weight: Callable[[Tensor], Tensor]
     size: Callable[[Tensor], Tensor]
     hyper: Mapping[str, Any]
+    density: Callable[[Tensor], Tensor] | None = None
 
 
 class FlowObjective(Declared):
@@ -39,11 +45,20 @@ class FlowObjective(Declared):
 
     Attributes:
         predicts: one of `interpolants.KINDS`.
+        also: further ones that the net gives beside it, (batch, dim) each.
     """
 
     family: ClassVar[str] = "flow objectives"
     kind: ClassVar[str] = "objective"
     predicts: str = "velocity"
+    also: tuple[str, ...] = ()
+
+    def check(self, path: Interpolant) -> None:
+        """Whether it is defined on this interpolant.
+
+        Raises:
+            ValueError: when it is not.
+        """
 
     def draw(self, key: Any, batch: Batch) -> Any:
         """Further draws of a step, put into the batch as `more`."""
