@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   workbench run rosenbrock adam --steps 500 --hyper lr=0.1
   workbench run "x**2 + 3*y**2" sgd --hyper lr=0.01,0.1,0.4 --start -1,1
   workbench train mlp digits adam --batch-size 64 --hyper width=64
-  workbench flow two-moons --coupling optimal-transport --steps 2000 --save moons.safetensors
+  workbench flow two-moons --coupling minibatch-ot --steps 2000 --save moons.safetensors
   workbench sweep rosenbrock momentum lr=1e-4:1:log:32 momentum=0:0.99:linear:16 --steps 500
   workbench serve                                  the apps, in a browser
 """

@@ -1,4 +1,4 @@
-"""The Sampler app as a person uses it: budgets, one evaluation after the other, errors, digits, a link, a page to keep."""
+"""The Sampler app as a person uses it: budgets, one evaluation after the other, errors, digits, links, a kept page."""
 
 from playwright.sync_api import expect
 

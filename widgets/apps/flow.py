@@ -44,7 +44,7 @@ COLUMN = {
     "premetric": "squared",
     "optimizer": "adam",
 }
-NEXT = {"coupling": "optimal-transport"}
+NEXT = {"coupling": "minibatch-ot"}
 """What an added setting tries that the others may not."""
 OWN = "drawn"
 INK, SPACING, MOST_INK, BLUR = 0.05, 0.12, 600, 0.06

@@ -203,7 +203,7 @@ class Flow(App):
         target: a `Density`, or an array of points (n, 2); None is chosen in the app.
         height, runs: as of `Descent`.
         settings: what the app starts with, such as `target` (catalogue name), `columns`, settings side by side like
-            `[{}, {"coupling": "optimal-transport"}]`, and `hyper`, first values such as `{"A.lr": 0.001}`.
+            `[{}, {"coupling": "minibatch-ot"}]`, and `hyper`, first values such as `{"A.lr": 0.001}`.
 
     Raises:
         ValueError: on points or a setting that are not legal.
