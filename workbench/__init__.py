@@ -7,6 +7,7 @@ record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.flows.fields import Field, exact_field
+from workbench.flows.trained import trained_field
 from workbench.flows.training import flow_training
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, load_data
@@ -52,5 +53,6 @@ __all__ = [
     "sampling",
     "save",
     "side_by_side",
+    "trained_field",
     "training",
 ]

@@ -8,7 +8,7 @@ import torch
 
 import workbench as wb
 from workbench.flows import fields
-from workbench.flows.fields import ExactField, FunctionField, Pairs, Prediction, as_field, joint_posterior
+from workbench.flows.fields import ExactField, FunctionField, Prediction, as_field, joint_posterior
 from workbench.flows.interpolants import KINDS
 from workbench.problems.densities import Mixture
 from workbench.tree import same_bits
@@ -74,10 +74,9 @@ def test_the_three_ways_to_a_posterior_agree(dim, lockstep):
     x = 2 * key.stream("x").normal((40, dim), like=exact())
     t = exact(1).fill_(0.37) if lockstep else torch.linspace(0.05, 0.95, 40, dtype=torch.float64)
     weights = 1 - t, t, (2 * t * (1 - t)).sqrt()
-    round_, long = source.parts(x), as_matrices(target).parts(x)
-    by_distance = fields._by_distance(Pairs.of(round_, target.parts(x)), x, *weights)
-    by_eigenbasis = fields._by_eigenbasis(Pairs.of(round_, long), x, *weights)
-    by_cholesky = fields._by_cholesky(Pairs.of(as_matrices(source).parts(x), long), x, *weights)
+    by_distance = joint_posterior(source, target, x, *weights)
+    by_eigenbasis = joint_posterior(source, as_matrices(target), x, *weights)
+    by_cholesky = joint_posterior(as_matrices(source), as_matrices(target), x, *weights)
     for one in (by_eigenbasis, by_cholesky):
         for ours, theirs in zip(one, by_distance, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -226,11 +225,13 @@ def test_no_temporary_is_larger_than_it_should_be(monkeypatch):
     """20,000 points of data and 1,000 samples in the plane, whether times are shared or not."""
     target = wb.from_points(wb.make("two-moons").sample(wb.Key(0), 20_000, exact()))
     field = ExactField(Mixture.normal(2), target, wb.make("linear-path"))
-    sizes = []
-    whole = fields._by_distance
-    monkeypatch.setattr(
-        fields, "_by_distance", lambda pairs, x, *ws: sizes.append(len(x) * 20_000) or whole(pairs, x, *ws)
-    )
+    sizes, whole = [], fields._by_distance
+
+    def watched(pairs, x, *rest):
+        sizes.append(len(x) * 20_000)
+        return whole(pairs, x, *rest)
+
+    monkeypatch.setattr(fields, "_by_distance", watched)
     field(torch.zeros(1000, 2), 0.5)
     field(torch.zeros(1000, 2), torch.full((1000,), 0.5))
     assert max(sizes) <= fields.MOST_NUMBERS
