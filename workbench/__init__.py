@@ -8,6 +8,7 @@ from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.flows.fields import Field, exact_field
 from workbench.flows.store import load_field, save_field
+from workbench.flows.trained import trained_field
 from workbench.flows.training import flow_training
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, load_data
@@ -55,5 +56,6 @@ __all__ = [
     "save",
     "save_field",
     "side_by_side",
+    "trained_field",
     "training",
 ]

@@ -18,7 +18,7 @@ import xarray as xr
 from workbench import record as records
 from workbench.rollout import Collector, advance, as_key, pick_probes, runs_of
 from workbench.routine import Key, Routine, status, unknown, whole
-from workbench.script import write_script
+from workbench.script import session_lines, write_script
 from workbench.timeline import Edit, Snapshots, Timeline
 from workbench.tree import own
 
@@ -294,7 +294,17 @@ class Session:
     def script(self) -> str:
         """A short plain-Python script that makes this run again, edits included, to the same bits."""
         with self._turn():
-            return write_script(self.routine, self.seed, self.start, self.first, self._timeline.edits, self.index)
+            return write_script(self.routine, *self._given_at_first(), self._timeline.edits, self.index)
+
+    def lines(self, routine: str, name: str, *, end: int) -> str:
+        """The part of `script` that makes the routine and the session, up to step `end`, for scripts that go on."""
+        with self._turn():
+            given = self._given_at_first()
+            made = session_lines(routine, name, self.routine, *given, self._timeline.edits, end)
+            return "\n".join(line for line in (self.routine.setup(), *made) if line)
+
+    def _given_at_first(self) -> tuple[Any, Any, dict]:
+        return self.seed, self.start, self.first
 
     # ---- inside
 

@@ -264,7 +264,7 @@ BAD_POINTS = {
     "words": ([["a", "b"]] * 4, r"expected points to be numbers in rows of one length, got list"),
     "ragged rows": ([[0, 0], [1, 1], [2]], r"expected points to be numbers in rows of one length, got list"),
     "nan": ([[0, 0], [1, math.nan], [2, 2]], r"expected finite points, got inf or nan in it"),
-    "huge numbers": ([[0, 0], [1, 1e20], [2, 2]], r"expected points within ±1e\+15, got 1e\+20"),
+    "huge numbers": ([[0, 0], [1, 1e20], [2, 2]], r"expected points within ±1,000,000, got 1e\+20; make them smaller"),
     "too many": (np.zeros((20_001, 2)), r"expected 3 to 20,000 points, got 20,001"),
     "too wide": (np.zeros((3, 4097)), r"expected points of 1 to 4,096 coordinates, got 4,097"),
     "no width": (np.zeros((3, 0)), r"expected points of 1 to 4,096 coordinates, got 0"),

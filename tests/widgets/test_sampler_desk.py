@@ -159,7 +159,7 @@ def test_a_field_of_one_s_own_is_stepped_and_one_that_is_wrong_is_one_sentence(m
     done(desk, lambda: desk.step(4))
     x = desk.session.state.parts[0].x
     assert float(x.abs().mean()) < 0.5
-    with pytest.raises(ValueError, match=r"expected the field to return shape .* as its points, got"):
+    with pytest.raises(ValueError, match=r"expected the field to return shape .* as its points have, got"):
         SamplerDesk(runs=tmp_path, field=lambda x, t: x[..., :1])
 
 

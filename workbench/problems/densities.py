@@ -13,8 +13,8 @@ from torch import Tensor
 from workbench.routine import Declared, Hyper, Key
 
 LOG_2PI = math.log(2 * math.pi)
-MAX_SIZE = 1e15
-"""Larger numbers have squares that single precision cannot hold."""
+MAX_SIZE = 1_000_000
+"""Larger points cannot be told apart in single precision beside a unit normal."""
 
 
 class Density(Declared):
@@ -93,7 +93,7 @@ class Mixture(Density):
 
     def __init__(self, means: Any, scale: Any = 1.0, weights: Any = None, **settings: Any) -> None:
         super().__init__(**settings)
-        means = _finite("means", means)
+        means = _places("means", means)
         if means.ndim != 2 or not len(means):
             raise ValueError(f"expected means of shape (K, dim), got shape {tuple(means.shape)}")
         k, self.dim = means.shape
@@ -179,9 +179,15 @@ def _finite(name: str, value: Any) -> Tensor:
         raise ValueError(f"expected {name} to be numbers in rows of one length, got {got}") from None
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"expected finite {name}, got inf or nan in it")
-    if tensor.numel() and float(tensor.abs().max()) > MAX_SIZE:
-        raise ValueError(f"expected {name} within ±{MAX_SIZE:g}, got {float(tensor.abs().max()):g}")
     return tensor
+
+
+def _places(name: str, value: Any) -> Tensor:
+    """Points, as tensors, of a size that single precision can tell apart beside a unit normal."""
+    found = _finite(name, value)
+    if found.numel() and float(found.abs().max()) > MAX_SIZE:
+        raise ValueError(f"expected {name} within ±{MAX_SIZE:,}, got {float(found.abs().max()):g}; make them smaller")
+    return found
 
 
 def _spectrum(scale: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor | None]:
@@ -456,7 +462,7 @@ def from_points(points: Any, *, scale: float = 0.0) -> Mixture:
     Raises:
         ValueError: on fewer than 3 or more than 20,000 points, other shapes, or numbers that are not finite.
     """
-    found = _finite("points", points)
+    found = _places("points", points)
     if found.ndim != 2:
         raise ValueError(f"expected points of shape (n, dim), got shape {tuple(found.shape)}")
     if not 1 <= found.shape[1] <= WIDEST:
