@@ -109,6 +109,7 @@ class Field:
         Raises:
             ValueError: when what it gives has another shape than x.
         """
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         return Prediction(self.interpolant, x, t, self.known(x, t, rows))
 
     def known(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> dict[str, Tensor]:
@@ -147,7 +148,6 @@ class ExactField(Field):
 
     def known(self, x, t, rows=None):
         path = self.interpolant
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         weights = path.sigma(t), path.alpha(t), path.gamma(t)
         means = joint_posterior(self.source, self.target, x, *weights)
         t = t.unsqueeze(-1)
@@ -195,13 +195,27 @@ class FunctionField(Field):
         self.function, self.dim, self.kind, self.interpolant = function, dim, kind, interpolant
         self.source, self.target = source or Mixture.normal(dim), target
 
+    def tried(self) -> "FunctionField":
+        """The field itself, asked once at two points halfway.
+
+        Raises:
+            ValueError: when it does not answer with finite numbers of the shape of its points.
+        """
+        x, t = torch.full((2, self.dim), 0.25), torch.tensor(0.5)
+        try:
+            found = self(x, t)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"expected a field f(x, t) that takes x {tuple(x.shape)}, got: {error}") from error
+        if not all(bool(torch.isfinite(value).all()) for value in found.known.values()):
+            raise ValueError("expected the field to be finite at x = (0.25, …), t = 0.5, got inf or nan")
+        return self
+
     def known(self, x, t, rows=None):
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-        value = self.function(x, t)
+        value = self.function(x, t.expand(x.shape[:-1]))
         if not isinstance(value, Tensor) or value.shape != x.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"expected the field to return shape {tuple(x.shape)}, as its points, got {got}")
-        return {self.kind: value}
+            raise ValueError(f"expected the field to return shape {tuple(x.shape)}, as its points have, got {got}")
+        return {self.kind: value.to(x)}
 
     def describe(self):
         return {"problem": getattr(self.function, "__name__", "function"), "field": "function"}
@@ -219,12 +233,19 @@ class Posterior(NamedTuple):
 
 MOST_NUMBERS = 2**24
 """Numbers of one temporary; more points are taken in pieces."""
+FEW = 4
+"""Up to so many coordinates, distances are summed coordinate by coordinate."""
+LEAST = 1e-12
+"""The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
 
 
 def joint_posterior(
     source: Mixture, target: Mixture, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: Tensor
 ) -> Posterior:
     """What is known of x0, x1 and z given x = sigma x0 + alpha x1 + gamma z, for x0, x1 of two mixtures, z normal.
+
+    Where none of these has any spread, as at the last time of points, they count as normals of standard deviation 1e-6:
+    x1 is the nearest point, and of x0 nothing is known.
 
     Args:
         x: (..., dim).
@@ -234,8 +255,9 @@ def joint_posterior(
     weights = [w.reshape(1) if w.numel() == 1 else w.expand(shape[:-1]).reshape(-1) for w in (sigma, alpha, gamma)]
     pairs = Pairs.of(source.parts(x), target.parts(x))
     method = _by_distance if pairs.isotropic else _by_eigenbasis if pairs.round_source else _by_cholesky
-    rows = max(1, MOST_NUMBERS // (pairs.log_weights.numel() * shape[-1]))
-    if len(flat) > rows and not (pairs.isotropic and weights[0].numel() == 1):
+    lean = pairs.isotropic and (weights[0].numel() == 1 or shape[-1] <= FEW)
+    rows = max(1, MOST_NUMBERS // (pairs.log_weights.numel() * (1 if lean else shape[-1])))
+    if len(flat) > rows:
         cut = [w.split(rows) if w.numel() > 1 else [w] * -(-len(flat) // rows) for w in weights]
         pieces = [method(pairs, part, *ws) for part, *ws in zip(flat.split(rows), *cut, strict=True)]
         found = Posterior(*(torch.cat(column) for column in zip(*pieces, strict=True)))
@@ -277,11 +299,11 @@ def _by_distance(pairs: Pairs, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: T
     dim = x.shape[-1]
     s2, l2 = pairs.source.spectrum[:, 0], pairs.target.spectrum[:, 0]
     a, b, c = (w.unsqueeze(-1) for w in (sigma, alpha, gamma))
-    variance = b * b * l2 + a * a * s2 + c * c  # (n or 1, K)
+    variance = (b * b * l2 + a * a * s2 + c * c).clamp(min=LEAST)  # (n or 1, K)
     squares = _squared_distances(x, a, pairs.source.means, b, pairs.target.means)
     logits = pairs.log_weights - squares / (2 * variance) - variance.log() * (dim / 2)
     log_density = torch.logsumexp(logits, -1)
-    p = (logits - log_density.unsqueeze(-1)).exp()
+    p = torch.softmax(logits, -1)
     q = p / variance
 
     def pull(weights: Tensor) -> Tensor:
@@ -302,7 +324,7 @@ def _rows(means: Tensor, weights: Tensor) -> Tensor:
 
 def _squared_distances(x: Tensor, a: Tensor, source: Tensor, b: Tensor, target: Tensor) -> Tensor:
     """|x - a source_k - b target_k|², (n, K), without the cancellation of expanding the square."""
-    if x.shape[-1] <= 4:
+    if x.shape[-1] <= FEW:
         parts = [(x[:, i, None] - a * source[:, i] - b * target[:, i]).square() for i in range(x.shape[-1])]
         return sum(parts[1:], parts[0])
     if a.numel() == 1:
@@ -314,7 +336,7 @@ def _by_eigenbasis(pairs: Pairs, x: Tensor, sigma: Tensor, alpha: Tensor, gamma:
     """The source's components isotropic: everything is diagonal in the target's eigenbases."""
     basis, lam = pairs.target.basis, pairs.target.spectrum
     a, b, c = (w[:, None, None] for w in (sigma, alpha, gamma))
-    variance = b * b * lam + a * a * pairs.source.spectrum + c * c  # (n or 1, K, dim)
+    variance = (b * b * lam + a * a * pairs.source.spectrum + c * c).clamp(min=LEAST)  # (n or 1, K, dim)
     turned = torch.einsum("kji,nkj->nki", basis, x[:, None] - a * pairs.source.means - b * pairs.target.means)
     y = turned / variance
     logits = pairs.log_weights - (variance.log() + turned * y).sum(-1) / 2
@@ -332,7 +354,7 @@ def _by_cholesky(pairs: Pairs, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: T
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     of_source, of_target = pairs.source.covariances, pairs.target.covariances
     squares = (w.unsqueeze(-1).square() for w in (a, b, c))
-    covariance = sum(w * matrix for w, matrix in zip(squares, (of_source, of_target, eye), strict=True))
+    covariance = sum(w * matrix for w, matrix in zip(squares, (of_source, of_target, eye), strict=True)) + LEAST * eye
     factor = torch.linalg.cholesky(covariance).expand(len(x), *of_target.shape)
     residual = x[:, None] - a * pairs.source.means - b * pairs.target.means
     y = torch.cholesky_solve(residual.unsqueeze(-1), factor)
@@ -348,7 +370,7 @@ def _weighted(
     """Means over the pairs; `pulled` is V⁻¹ r, and the source's and the target's covariances times it, (n, K, dim)."""
     y, of_source, of_target = pulled
     log_density = torch.logsumexp(logits, -1)
-    p = (logits - log_density.unsqueeze(-1)).exp().unsqueeze(-1)
+    p = torch.softmax(logits, -1).unsqueeze(-1)
     from_source = (p * (pairs.source.means + a * of_source)).sum(1)
     from_target = (p * (pairs.target.means + b * of_target)).sum(1)
     score = -(p * y).sum(1)
@@ -389,10 +411,16 @@ def as_field(field: Any, **options: Any) -> Field:
     Raises:
         ValueError: on anything else, or options that do not fit.
     """
+    from workbench.catalogue import find_declared
+
     if isinstance(field, Field):
+        if options:
+            raise ValueError(f"expected no {', '.join(options)} besides a field, which has its own, got one")
         return field
     if isinstance(field, str | Density):
         return exact_field(field, **options)
     if callable(field):
-        return FunctionField(field, **options)
+        if "interpolant" in options:
+            options["interpolant"] = find_declared("interpolants", "an interpolant", options["interpolant"])
+        return FunctionField(field, **options).tried()
     raise ValueError(f"expected a field, a density's name or a function f(x, t), got {type(field).__name__}")

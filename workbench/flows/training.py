@@ -3,6 +3,7 @@
 Parameters are (runs, parameters), one flat vector a run, as in `workbench.training`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ class NetField(Field):
     Args:
         kind: what it predicts, one of `interpolants.KINDS`, or a tuple of them, side by side.
         labels: the class asked for of each sample (n,), of a network that knows classes.
-        origin: Python lines that train it again and end with `field = …`, for exported scripts.
+        origin: Python lines that train it again and end with an expression for it, for exported scripts.
     """
 
     def __init__(
@@ -104,8 +105,16 @@ class NetField(Field):
         moved.labels, moved.origin = None if self.labels is None else self.labels.to(device), self.origin
         return moved
 
+    def recipe(self):
+        return self._name() + ("" if self.labels is None else f".given({self.labels.tolist()!r})")
+
     def setup(self):
-        return self.origin
+        lines, _, expression = self.origin.rpartition("\n")
+        return f"{lines}\n{self._name()} = {expression}" if self.origin else ""
+
+    def _name(self) -> str:
+        """What scripts call it: its own name when they can train it, so that several of them do not mix."""
+        return "field_" + hashlib.blake2b(self.origin.encode(), digest_size=3).hexdigest() if self.origin else "field"
 
     def describe(self):
         return {"problem": self.target.name, "interpolant": self.interpolant.name, "field": self.net.unbound.title}
