@@ -129,9 +129,7 @@ class EntropicOT(Minibatch):
     reg: Any = Hyper(0.05, 0.01, 100.0, "log", (0.02, 2.0), kind="init", doc="Entropy's price, in mean costs.")
 
     def match(self, key, cost, labels):
-        cdf = self.plan(cost).cumsum(0)
-        u = key.uniform((len(cost),), like=torch.empty(0, dtype=torch.float64)).numpy()
-        return (cdf < u * cdf[-1]).sum(0)
+        return choose(self.plan(cost), key.uniform((len(cost),), like=torch.empty(0, dtype=torch.float64)).numpy())
 
     def plan(self, cost: np.ndarray) -> np.ndarray:
         """The entropic plan of a square matrix of costs, uniform marginals."""
@@ -141,6 +139,12 @@ class EntropicOT(Minibatch):
         least = cost - cost.min(1, keepdims=True)  # the plan of shifted rows and columns is the same, and no
         least -= least.min(0, keepdims=True)  # row or column of exp(-cost / reg) vanishes
         return ot.sinkhorn(each, each, least, self.reg * max(cost.mean(), 1e-12), numItermax=500, warn=False)
+
+
+def choose(plan: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """A row for each column, as likely as its entry in the column, from uniform u, one a column."""
+    cdf = plan.cumsum(0)
+    return (cdf <= u * cdf[-1]).sum(0)
 
 
 class StableMatching(Minibatch):

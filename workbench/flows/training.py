@@ -230,7 +230,8 @@ class FlowTraining(Routine):
 
     def field(self, state: FlowState, run: int = 0, *, origin: str = "") -> NetField:
         """The field that a run has learned so far."""
-        rest = ((self.objective.predicts, *self.objective.also), self.path, self.source, self.target)
+        first, also = self.objective.predicts, self.objective.also
+        rest = ((first, *also) if also else first, self.path, self.source, self.target)
         return NetField(self.net, state.x[run : run + 1].detach(), *rest, origin=origin)
 
     def observe(self, state: FlowState) -> dict[str, Tensor]:
