@@ -12,7 +12,7 @@ def mark_pulled() -> None:
     Panel (1.9.4) does so at the browser's "document ready", on a busy machine seconds after the picture is there. Until
     then it drops what changes, as if the browser had nothing yet: a theme or an answer would be lost for good.
     """
-    original = ServerSession._handle_pull
+    original: Any = ServerSession._handle_pull
     if getattr(original, "marks", False):
         return
 
@@ -22,4 +22,4 @@ def mark_pulled() -> None:
         return reply
 
     pull_and_mark.marks = True  # type: ignore[attr-defined]
-    ServerSession._handle_pull = pull_and_mark  # type: ignore[method-assign]
+    ServerSession._handle_pull = pull_and_mark  # type: ignore[method-assign, assignment]
