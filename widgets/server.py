@@ -108,9 +108,11 @@ class Server:
         import panel as pn
         import torch
 
+        from widgets.connection import mark_pulled
         from widgets.player import set_nodelay
 
         set_nodelay()
+        mark_pulled()
         sys.setswitchinterval(SWITCH_SECONDS)
         torch.set_num_threads(1)
         pn.config.reconnect = True

@@ -176,7 +176,7 @@ class DescentShell(Shell):
     def _control(self, label: str, name: str, hyper: wb.Hyper) -> Any:
         full = f"{label}.{name}"
         turned: Callable[[Any], None] = functools.partial(self.desk.turn, full)
-        control = HyperControl(hyper, self.desk.session.hyper[full], turned)
+        control = HyperControl(hyper, self.desk.session.hyper[full], turned, whose=label)
         self.hyper[full] = control
         return control.view
 
