@@ -153,7 +153,7 @@ class FlowDesk(Desk):
         for i, column in enumerate(self.settings["columns"]):
             chosen = {**COLUMN, **column}
             if fields:
-                from workbench.flows.couplings import Reflow
+                from workbench.flows.reflow import Reflow
 
                 chosen["coupling"] = Reflow(fields[min(i, len(fields) - 1)])
             objective, optimizer = chosen.pop("objective"), chosen.pop("optimizer")
