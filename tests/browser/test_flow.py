@@ -9,7 +9,7 @@ SMALL = "width=32&depth=2&batch=64"
 
 def place(page, x, y):
     """Pixels of a place in the picture, from its data coordinates."""
-    box = page.get_by_role("img").first.bounding_box()
+    box = page.locator("canvas").first.bounding_box()
     at = page.evaluate(
         "([x, y]) => { const v = Object.values(window.__players)[0].player.view; return [v.px(x), v.py(y)]; }", [x, y]
     )
