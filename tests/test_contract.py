@@ -21,6 +21,14 @@ from workbench.tree import leaves, same_bits, tensors, tree_map
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = wb.catalogue()
 OPTIMIZERS, SURFACES, MODELS = (wb.catalogue(family) for family in ("optimizers", "surfaces", "models"))
+FLOW_PARTS = {
+    "objective": "flow objectives",
+    "coupling": "couplings",
+    "interpolant": "interpolants",
+    "times": "time distributions",
+    "weight": "loss weights",
+    "premetric": "premetrics",
+}
 DTYPES = [torch.float32, torch.float64]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,8 +46,19 @@ def train(model, optimizer, dtype):
     return wb.training(small, "cross_entropy", samples(), optimizer, batch_size=8, dtype=dtype)
 
 
+def flow(part, name, dtype):
+    small = wb.make("mlp", width=5, depth=1, activation="tanh")
+    return wb.flow_training(None, "two-moons", network=small, batch_size=8, dtype=dtype, **{part: name})
+
+
+def sample(solver, grid, dtype):
+    return wb.sampling(
+        "eight-gaussians", solver, steps=8, grid=grid, samples=7, interpolant="variance-preserving", dtype=dtype
+    )
+
+
 def cases():
-    """Every optimizer on a surface and on a net, every surface and every model under Adam."""
+    """Optimizers on a surface and on a net, surfaces and models under Adam, parts of a flow, solvers and grids."""
     found = {}
     for row in OPTIMIZERS:
         found[f"rosenbrock/{row.name}"] = functools.partial(wb.descent, "rosenbrock", row.name)
@@ -48,6 +67,13 @@ def cases():
         found[f"{row.name}/adam"] = functools.partial(wb.descent, row.name, "adam")
     for row in MODELS:
         found[f"{row.name}/adam"] = functools.partial(train, row.name, "adam")
+    for part, family in FLOW_PARTS.items():
+        for row in wb.catalogue(family):
+            found[f"flow/{row.name}"] = functools.partial(flow, part, row.name)
+    for row in wb.catalogue("solvers"):
+        found[f"sampling/{row.name}"] = functools.partial(sample, row.name, "uniform-grid")
+    for row in wb.catalogue("grids"):
+        found[f"sampling/{row.name}"] = functools.partial(sample, "euler", row.name)
     return found
 
 
@@ -161,7 +187,8 @@ def test_it_runs_without_reading_a_value_and_every_tensor_stays_on_its_device(na
             )
         return
     moved = routine.to("meta")
-    key, ready = wb.Key(0), moved.normalise({"lr": [1e-3, 1e-2]})
+    turned = {"lr": [1e-3, 1e-2]} if "lr" in moved.hypers else {}
+    key, ready = wb.Key(0), moved.normalise(turned)
     state = moved.init(key.stream("init"), runs=2)
     there = [ready, state]
     for k in range(2):
@@ -169,7 +196,13 @@ def test_it_runs_without_reading_a_value_and_every_tensor_stays_on_its_device(na
         state, info = moved.step(state, ready, noise)
         there += [noise, state, info, moved.observe(state), moved.measure(info)]
     assert {leaf.device.type for leaf in tensors(there)} == {"meta"}
-    assert same_shapes(state, run(routine, 2, hyper={"lr": [1e-3, 1e-2]}))
+    assert same_shapes(state, run(routine, 2, hyper=turned, start=twice(routine)))
+
+
+def twice(routine):
+    """The routine's own start for each of two runs."""
+    point = run(routine, 0).x
+    return torch.cat([point, point], 0) if routine.run_axis == 0 else torch.cat([point, point], 1).T
 
 
 def same_shapes(a, b):

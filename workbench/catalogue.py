@@ -12,7 +12,7 @@ from workbench.routine import Declared, unknown
 
 NAME = re.compile(r"[A-Za-z]\w*(-\w+)*")
 COORDINATES = re.compile(r"([xy]\d?)(-[xy]\d?)*")
-PACKAGES = ("workbench.problems", "workbench.optimizers")
+PACKAGES = ("workbench.problems", "workbench.optimizers", "workbench.flows", "workbench.samplers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,3 +131,19 @@ def find_optimizer(optimizer: Any) -> Any:
     if optimizer in rows:
         return rows[optimizer].make()
     raise unknown("an optimizer", optimizer, rows)
+
+
+def find_declared(family: str, what: str, given: Any) -> Any:
+    """A problem or method of a family from its catalogue name, itself, or its class.
+
+    Raises:
+        ValueError: on a name that the family does not have; `what` is how the error calls it.
+    """
+    if isinstance(given, Declared) and given.family == family:
+        return given
+    if inspect.isclass(given) and issubclass(given, Declared) and given.family == family:
+        return given()
+    rows = {row.name: row for row in catalogue(family)}
+    if not isinstance(given, str) or given not in rows:
+        raise unknown(what, given, rows)
+    return rows[given].make()

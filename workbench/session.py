@@ -18,7 +18,7 @@ import xarray as xr
 from workbench import record as records
 from workbench.rollout import Collector, advance, as_key, pick_probes, runs_of
 from workbench.routine import Key, Routine, status, unknown, whole
-from workbench.script import write_script
+from workbench.script import session_lines, write_script
 from workbench.timeline import Edit, Snapshots, Timeline
 from workbench.tree import own
 
@@ -294,7 +294,17 @@ class Session:
     def script(self) -> str:
         """A short plain-Python script that makes this run again, edits included, to the same bits."""
         with self._turn():
-            return write_script(self.routine, self.seed, self.start, self.first, self._timeline.edits, self.index)
+            return write_script(self.routine, *self._given_at_first(), self._timeline.edits, self.index)
+
+    def lines(self, routine: str, name: str, *, end: int) -> str:
+        """The part of `script` that makes the routine and the session, up to step `end`, for scripts that go on."""
+        with self._turn():
+            given = self._given_at_first()
+            made = session_lines(routine, name, self.routine, *given, self._timeline.edits, end)
+            return "\n".join(line for line in (self.routine.setup(), *made) if line)
+
+    def _given_at_first(self) -> tuple[Any, Any, dict]:
+        return self.seed, self.start, self.first
 
     # ---- inside
 
@@ -320,6 +330,8 @@ class Session:
     def _run(self, n: int) -> None:
         began = time.perf_counter()
         for _ in range(n):
+            if self._arrived():
+                break
             self._forward()
         if n:
             self.seconds_per_step = (time.perf_counter() - began) / n
@@ -350,12 +362,20 @@ class Session:
             raise unknown("a hyperparameter", name, self.routine.hypers)
         return self.routine.hypers[name].check(value)
 
+    def _arrived(self) -> bool:
+        """Whether every run of the routine has come to its own end: no further step changes anything."""
+        done = self.routine.done(self.state)
+        return done is not None and bool(done.all())
+
     def _slice(self, began: float, made: int) -> int:
         """Work for one slice of time; returns the number of steps made."""
         start, n = time.perf_counter(), 0
         while self._playing and not self._waiting:
             if self._until is not None and self.index >= self._until:
                 self._playing, self.stopped = False, f"reached step {self._until}"
+                break
+            if self._arrived():
+                self._playing, self.stopped = False, f"arrived at step {self.index}"
                 break
             now = time.perf_counter()
             if now - start > SLICE or (self._speed and made + n >= (now - began) * self._speed):
@@ -407,7 +427,13 @@ def _play(reference: "weakref.ref[Session]") -> None:
         if n:
             session._tell()
         del session
-        time.sleep(0 if n else 0.001)
+        time.sleep(0 if n else _rest(began, made, speed))
+
+
+def _rest(began: float, made: int, speed: float | None) -> float:
+    """Seconds until the next step is due, 1 to 5 ms: looking more often takes time from other threads."""
+    due = (made + 1) / speed - (time.perf_counter() - began) if speed else 0.0
+    return min(max(due, 0.001), 0.005)
 
 
 def _cached(make: Callable[[int], dict], line: Timeline) -> Callable[[int], dict]:

@@ -75,6 +75,11 @@ class Together(Routine):
         made = [part.step(part_state, hyper[label], part_noise) for (label, part), part_state, part_noise in rows]
         return _whole([new for new, _ in made]), {"parts": tuple(info for _, info in made)}
 
+    def done(self, state: TogetherState) -> Tensor | None:
+        """Per part, whether it has come to its own end; None when one of them never does."""
+        found = [part.done(part_state) for part, part_state in zip(self.parts.values(), state.parts, strict=True)]
+        return None if any(done is None for done in found) else torch.cat(found)  # type: ignore[arg-type]
+
     def observe(self, state: TogetherState) -> dict[str, Tensor]:
         rows = zip(self.parts.values(), state.parts, strict=True)
         return self._join([part.observe(part_state) for part, part_state in rows])
@@ -103,8 +108,8 @@ class Together(Routine):
         return f"wb.side_by_side({{{inside}}})"
 
     def setup(self) -> str:
-        lines = [line for part in self.parts.values() for line in part.setup().splitlines()]
-        return "\n".join(dict.fromkeys(lines))
+        """What each part needs, once: parts that need the same, such as a field to be trained first, share it."""
+        return "\n".join(dict.fromkeys(filter(None, (part.setup() for part in self.parts.values()))))
 
     def pick(self, state: TogetherState, run: int) -> Any:
         """The state of one part, as that part's own routine understands it."""

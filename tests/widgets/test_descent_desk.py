@@ -1,7 +1,9 @@
 """The Descent app without a page: commands, lines of time, links, the fan, the heat map."""
 
+import itertools
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.widgets.desks import done
 from widgets.apps.curves import MOST, curves, decimate
 from widgets.apps.descent_ahead import HeatMap, around
 from widgets.apps.descent_desk import DescentDesk, new_label
+from widgets.apps.desk import TURNING_SECONDS
 from widgets.player import Paths, Points, encode_frame, encode_scene
 from workbench.tree import same_bits
 
@@ -380,6 +383,37 @@ def test_the_fan_follows_the_slider_and_the_moves(desk):
     assert desk.fan_result.label != "adam"
     done(desk, lambda: desk.show_fan(on=False))
     assert desk.fan_result is None
+
+
+def test_the_picture_answers_before_the_fan_and_only_the_newest_value_has_one(desk):
+    told, held = [], threading.Event()
+    done(desk, lambda: desk.show_fan(on=True, label="adam", name="lr", count=5))
+    desk.on("frame", lambda frame: told.append(("frame", frame.number)))
+    desk.on("fan", lambda: told.append(("fan", desk.fan_result.now)))
+    desk.do(lambda: held.wait(20))
+    desk.turn("sgd.lr", 0.001)
+    desk.turn("adam.lr", 0.02)
+    held.set()
+    desk.wait()
+    answers = [row for row in told if row in (("frame", 1), ("frame", 2)) or row[0] == "fan"]
+    assert [row for row in answers if row[0] == "fan"] == [("fan", 0.02)]
+    assert answers.index(("frame", 2)) < answers.index(("fan", 0.02))
+
+
+def test_while_a_hand_turns_curves_are_drawn_less_often(desk):
+    drawn = []
+    desk.on("curves", lambda: drawn.append(time.perf_counter()))
+    done(desk, desk.toggle)
+    end = time.perf_counter() + 2
+    for k in itertools.count():
+        if time.perf_counter() > end:
+            break
+        desk.turn("sgd.lr", 0.001 + 1e-5 * k)
+        time.sleep(0.05)
+    done(desk, desk.toggle)
+    gaps = np.diff(drawn[2:-2])
+    assert len(gaps) >= 1
+    assert gaps.min() >= TURNING_SECONDS - 0.1
 
 
 def test_fan_values_are_legal_increasing_and_hold_the_present_one():

@@ -149,7 +149,7 @@ class DescentDesk(Desk):
 
     def turn_surface(self, name: str, value: Any) -> None:
         """Turn a hyperparameter of the surface (its noise) for every method together."""
-        self.do(lambda: self._turn_all({f"{label}.{name}": value for label in self.labels}), newest=f"turn {name}")
+        self._ask({f"{label}.{name}": value for label in self.labels}, newest=f"turn {name}")
 
     def show_fan(self, **choice: Any) -> None:
         """Choose the fan: `on`, `label` of a method, `name` of its hyperparameter, `count` of values (2 to 64)."""
@@ -379,7 +379,10 @@ class DescentDesk(Desk):
 
     def _turn_all(self, values: Any) -> None:
         super()._turn_all(values)
-        self._fan()
+        if self.fan_choice["on"]:
+            self.tell("frame", self.picture())  # the answer first: a fan takes a while
+            if not any(name.startswith("turn ") for name in list(self._newest)):  # a newer value brings its own
+                self._fan()
 
     def step(self, n: int = 1) -> None:
         super().step(n)

@@ -72,7 +72,7 @@ class DescentShell(Shell):
         self._draw_tab()
 
     def refresh(self) -> None:
-        values = self.desk.session.hyper
+        values = self.desk.hyper
         for name, control in self.hyper.items():
             if name in values:
                 control.show(values[name])

@@ -24,6 +24,8 @@ from widgets.player import Frame, Scene, export_html
 
 FRAME_SECONDS = 1 / 60
 CURVE_SECONDS = 1 / 6
+TURNING_SECONDS, HAND_SECONDS = 0.5, 0.4
+"""Between two drawings of curves while a hand is on a slider, and how long after its last turn it is thought to be."""
 TRAVEL_SECONDS = 0.2
 """How long a journey through time may take between two looks at whether it is still wanted."""
 MAX_LINES = 6
@@ -78,8 +80,11 @@ class Desk:
         self.can_draw: Callable[[], bool] = lambda: True
         self._signals: dict[str, list[Callable]] = {}
         self._last = {"frame": 0.0, "curves": 0.0}
+        self._turned = 0.0
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._newest: dict[str, Callable[[], None]] = {}
+        self._asked: dict[str, Any] = {}
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
         self._thread.start()
         self._open(dict(query or {}))
@@ -124,6 +129,15 @@ class Desk:
     def session(self) -> wb.Session:
         """The live session."""
         return self.line.session
+
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyperparameters of the live session, and over them what has been asked for and is not carried out yet.
+
+        Controls show these: the session alone is a moment behind, and would put a slider back under a moving hand.
+        """
+        with self._asking:
+            return {**self.session.hyper, **self._asked}
 
     def picture(self) -> Frame:
         """The frame to show now, numbered by the edits it knows of, so that a page can tell when a turn has arrived."""
@@ -203,7 +217,7 @@ class Desk:
 
     def turn(self, name: str, value: Any) -> None:
         """Turn a hyperparameter. In the past this leaves the old future as a line of its own."""
-        self.do(lambda: self._turn(name, value), newest=f"turn {name}")
+        self._ask({name: value}, newest=f"turn {name}")
 
     def cancel(self) -> None:
         """Stop what takes long: a journey through time, where it is; something to take away, which is not made."""
@@ -454,8 +468,25 @@ class Desk:
         else:
             session.play(self.speed)
 
-    def _turn(self, name: str, value: Any) -> None:
-        self._turn_all({name: value})
+    def _ask(self, values: dict[str, Any], *, newest: str) -> None:
+        """Queue a turn of several hyperparameters together."""
+        with self._asking:
+            self._asked.update(values)
+        self.do(lambda: self._answer(values), newest=newest)
+
+    def _answer(self, values: dict[str, Any]) -> Any:
+        """Turn, and show the picture first: while it plays, curves and transport follow with the next tick."""
+        try:
+            self._turn_all(values)
+        finally:
+            with self._asking:
+                for name in [name for name, value in values.items() if self._asked.get(name) is value]:
+                    del self._asked[name]
+        self._turned = time.perf_counter()
+        if not self.session.playing:
+            return None
+        self.tell("frame", self.picture())
+        return QUIET
 
     def _turn_all(self, values: Mapping[str, Any]) -> None:
         """Turn several together; nothing happens when all stand there already, or one is not legal."""
@@ -522,7 +553,8 @@ class Desk:
         if due or not session.playing:  # the picture a run stops at is always shown
             self._last["frame"] = now
             self.tell("frame", self.picture())
-        if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:
+        rest = TURNING_SECONDS if now - self._turned < HAND_SECONDS else CURVE_SECONDS
+        if now - self._last["curves"] >= rest or not session.playing:
             self._last["curves"] = now
             self.tick(session)
             self.tell("curves")
@@ -530,8 +562,8 @@ class Desk:
 
     def _show(self) -> None:
         """After a command: everything as it is now."""
+        self.tell("frame", self.picture())
         self.tell("state")
         if not self.session.playing:
             self.tick(self.session)
-        self.tell("frame", self.picture())
         self.tell("curves")

@@ -104,8 +104,10 @@ class Shell:
             header=[_home_link()],
             main_width=None,
             theme_toggle=True,
+            busy_indicator=None,
             sx={"& .main-content": {"overflow": "hidden auto !important"}},  # Page forbids scrolling; a phone needs it
         )
+        _stop_watching(self.page_)
         self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
         self._theme(self.page_.dark_theme)
         self.player.show(scene=desk.scene(), frame=desk.frame())
@@ -118,8 +120,6 @@ class Shell:
         """Let go of everything, for when the page has gone."""
         self.desk.close()
         self.player.close()
-        for _, watcher in list(self.page_._param__private.ref_watchers):
-            (watcher.inst or watcher.cls).param.unwatch(watcher)
 
     def say(self, text: str, kind: str = "info") -> None:
         """A sentence to the person, at the top of the page until closed."""
@@ -299,6 +299,16 @@ def _is_wide() -> bool:
     """Whether the page opens with its controls beside the picture: not on a phone, where they would cover it."""
     agent = str((pn.state.headers or {}).get("User-Agent", ""))
     return "Mobi" not in agent
+
+
+def _stop_watching(page: Any) -> None:
+    """Let a page no longer follow whether the server is busy.
+
+    It would be told twice for every event of every visitor, each time at the cost of a walk over the whole page
+    (20 ms on the loop that all pages share), and the server would keep it for ever.
+    """
+    for _, watcher in list(page._param__private.ref_watchers):
+        (watcher.inst or watcher.cls).param.unwatch(watcher)
 
 
 def _home_link() -> Any:
