@@ -43,8 +43,9 @@ class Echo:
 
 def shown_as(name: str) -> dict[str, Any]:
     """Style by which a slider shows another name than the one assistive tools read, which is its label."""
-    short = {"content": json.dumps(name, ensure_ascii=False), "fontSize": "1rem"}
-    return {"& .MuiFormLabel-root": {"fontSize": 0, "&::before": short, "& > *": {"fontSize": "1rem"}}}
+    short = {"content": f'{json.dumps(name, ensure_ascii=False)} / ""', "fontSize": "1rem"}  # shown, not read out
+    label = {"fontSize": 0, "lineHeight": "1.0625rem", "&::before": short, "& > *": {"fontSize": "1rem"}}
+    return {"& .MuiFormLabel-root": label}
 
 
 class HyperControl:
@@ -131,8 +132,8 @@ class HyperControl:
             self._set_slider()
             return
         self.value = value
-        self._set_box()
         self.turned(value)
+        self._set_box()
 
     def _typed(self, event: Any) -> None:
         if self._quiet:

@@ -27,7 +27,7 @@ def test_it_plays_turns_while_it_plays_goes_back_and_branches(server, page):
     open_app(page, f"{server}/descent")
     press(page, "Play or pause")
     until(page, lambda: standing(page)[0] > 20, "the step to move")
-    rate = page.get_by_role("slider", name="lr").first
+    rate = page.get_by_role("slider", name="sgd lr")
     rate.focus()
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
@@ -40,6 +40,23 @@ def test_it_plays_turns_while_it_plays_goes_back_and_branches(server, page):
     press(page, "Branch")
     until(page, lambda: standing(page) == (stood - 1, stood - 1), "a line of time that ends here")
     expect(page.get_by_role("combobox", name="line")).to_contain_text("B")
+    quiet(page)
+
+
+def test_every_slider_and_box_has_a_name_of_its_own_and_tells_its_value(server, page):
+    open_app(page, f"{server}/descent")
+    sliders = page.get_by_role("slider")
+    until(page, lambda: sliders.count() >= 9, "the step and eight sliders of three cards")
+    names = [slider.get_attribute("aria-label") for slider in sliders.all()]
+    assert {"sgd lr", "momentum lr", "adam lr"} <= set(names)
+    assert len(set(names)) == len(names)
+    for slider, name in zip(sliders.all(), names, strict=True):
+        if name != "step":
+            box = page.get_by_role("textbox", name=name, exact=True)
+            assert box.input_value() == slider.get_attribute("aria-valuetext")
+    rate = page.get_by_role("slider", name="adam lr")
+    rate.press("ArrowRight")
+    until(page, lambda: rate.get_attribute("aria-valuetext") == "0.207", "the slider to tell the rate")
     quiet(page)
 
 
@@ -111,10 +128,10 @@ def test_while_a_record_is_made_it_plays_on_and_cancel_ends_it(server, page):
 def test_the_address_opens_the_same_step_and_two_visitors_do_not_see_each_other(server, new_page):
     page = open_app(new_page(), f"{server}/descent?surface=himmelblau")
     play_to(page, 15)
-    stood, rate = standing(page), page.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow")
+    stood, rate = standing(page), page.get_by_role("slider", name="sgd lr").get_attribute("aria-valuenow")
     other = open_app(new_page(), page.url)
     until(other, lambda: standing(other)[0] == stood[0], f"step {stood[0]} from the address")
-    assert other.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow") == rate
+    assert other.get_by_role("slider", name="sgd lr").get_attribute("aria-valuenow") == rate
     expect(other.get_by_role("combobox", name="Surface")).to_contain_text("Himmelblau")
     press(other, "Back to step 0")
     until(other, lambda: standing(other) == (0, 0), "step 0")
