@@ -18,10 +18,10 @@ class BellmanGrid(Grid):
 
     c(s, t) = E |x_s + (t - s) v(x_s, s) - x_t|², the mean squared error of one Euler jump from s to t on the fine path,
     over `samples` source samples whose fine paths are Heun's. The same grid serves every solver and sample afterwards.
-    The cost and its minimisation are checked against the paper's public code, whose fine path is Euler's. Four steps on it
-    come nearer to the target than on equal, quadratic and cosine steps on the linear and the variance-preserving path;
-    not on every path, and not at every number of steps: what it minimises is local. The paper's second part, fine-tuning
-    the net on these jumps, is reflow on them and not done here.
+    The cost and its minimisation are checked against the paper's public code, whose fine path is Euler's. Four steps on
+    it come nearer to the target than on equal, quadratic and cosine steps on the linear and the variance-preserving
+    path; not on every path, nor at every number of steps: what it minimises is local. The paper's second part, to
+    fine-tune the net on these jumps, is not done here.
 
     Args:
         field: whose paths are followed; the exact field to eight Gaussians on the sampling's own path when None.
