@@ -6,6 +6,7 @@ record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1
 
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
+from workbench.flows import measures
 from workbench.flows.fields import Field, exact_field
 from workbench.flows.trained import trained_field
 from workbench.flows.training import flow_training
@@ -48,6 +49,7 @@ __all__ = [
     "from_points",
     "load_data",
     "make",
+    "measures",
     "open",
     "rollout",
     "sampling",
