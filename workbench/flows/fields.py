@@ -465,6 +465,8 @@ def as_field(field: Any, **options: Any) -> Field:
     Raises:
         ValueError: on anything else, or options that do not fit.
     """
+    from workbench.catalogue import find_declared
+
     if isinstance(field, Field):
         return field
     if isinstance(field, str | Density):
