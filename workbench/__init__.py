@@ -7,6 +7,8 @@ record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.flows.fields import Field, exact_field
+from workbench.flows.store import load_field, save_field
+from workbench.flows.trained import trained_field
 from workbench.flows.training import flow_training
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, load_data
@@ -46,11 +48,14 @@ __all__ = [
     "flow_training",
     "from_points",
     "load_data",
+    "load_field",
     "make",
     "open",
     "rollout",
     "sampling",
     "save",
+    "save_field",
     "side_by_side",
+    "trained_field",
     "training",
 ]

@@ -118,12 +118,6 @@ class Descent(Routine):
         return self.objective.draw(key, state.x)
 
     def step(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
-        new, info = self.move(state, hyper, noise)
-        x, diverged = guard(state.x, new.x, state.diverged, state.k, 0)
-        return new._replace(x=x, diverged=diverged), info
-
-    def move(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
-        """The step without the guard against divergence."""
         seen: dict[str, Tensor] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,8 +127,9 @@ class Descent(Routine):
             return loss, gradient
 
         turned = hyper if self.schedule is None else {**hyper, "lr": hyper["lr"] * self.schedule(state.k)}
-        x, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
-        return DescentState(x, method, state.k + 1, state.diverged), {**seen, **info}
+        moved, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
+        x, diverged = guard(state.x, moved, state.diverged, state.k, 0)
+        return DescentState(x, method, state.k + 1, diverged), {**seen, **info}
 
     def observe(self, state: DescentState) -> dict[str, Tensor]:
         return self.observe_points(state.x)

@@ -16,22 +16,21 @@ def write_script(
     """The script of a session that stands at step `end`; it leaves its own `session` at the same step, same bits."""
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     setup, recipe = routine.setup(), routine.recipe()
-    missing = sorted(_names(recipe) - _defined(setup) - {"wb", "torch"})
+    needed = _names(f"{setup}\n{recipe}")
+    missing = sorted(needed - _defined(setup) - {"wb", "torch"})
     if missing:
-        setup += f"\n# Put your own {' and '.join(missing)} here, made as before."
+        setup = f"# Put your own {' and '.join(missing)} here, made as before.\n{setup}"
     lines = [
         '"""Written by the Gradient Workbench; makes the run again, bit for bit with the same versions and device.',
         "",
         f"{made}; device {routine.device}.",
         '"""',
         "",
-        *(["import torch"] if "torch" in _names(recipe) else []),
+        *(["import torch"] if "torch" in needed else []),
         "import workbench as wb",
         "",
-        *([setup.strip(), ""] if setup else []),
-        f"routine = {recipe}",
-        f"session = wb.Session(routine{_given(seed, start, hyper, routine)})",
-        *_moves(edits, end),
+        *([setup.strip(), ""] if setup.strip() else []),
+        *session_lines("routine", "session", routine, seed, start, hyper, edits, end),
         "",
         'if __name__ == "__main__":',
         "    print(session.record())",
@@ -40,16 +39,29 @@ def write_script(
     return "\n".join(lines)
 
 
-def _names(recipe: str) -> set[str]:
-    """Names that an expression needs defined."""
-    return {node.id for node in ast.walk(ast.parse(recipe)) if isinstance(node, ast.Name)}
+def session_lines(
+    first: str, name: str, routine: Routine, seed: Any, start: Any, hyper: Mapping, edits: Sequence[Edit], end: int
+) -> list[str]:
+    """Lines that make a routine, called `first`, and a session of it, called `name`, that stands at step `end`."""
+    return [
+        f"{first} = {routine.recipe()}",
+        f"{name} = wb.Session({first}{_given(seed, start, hyper, routine)})",
+        *_moves(name, edits, end),
+    ]
+
+
+def _names(code: str) -> set[str]:
+    """Names that Python code needs defined."""
+    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
 
 
 def _defined(setup: str) -> set[str]:
-    """Names that lines of Python import, or ask for in a comment of their own."""
-    aliases = (node.names for node in ast.walk(ast.parse(setup)) if isinstance(node, ast.Import | ast.ImportFrom))
+    """Names that lines of Python import or make, or ask for in a comment of their own."""
+    nodes = list(ast.walk(ast.parse(setup)))
+    aliases = (node.names for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))
     imported = {(alias.asname or alias.name).partition(".")[0] for names in aliases for alias in names}
-    return imported | {word for line in setup.splitlines() if line.startswith("#") for word in line.split()}
+    made = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return imported | made | {word for line in setup.splitlines() if line.startswith("#") for word in line.split()}
 
 
 def _given(seed: Any, start: Any, hyper: Mapping[str, Any], routine: Routine) -> str:
@@ -63,17 +75,17 @@ def _given(seed: Any, start: Any, hyper: Mapping[str, Any], routine: Routine) ->
     return "".join(parts)
 
 
-def _moves(edits: Sequence[Edit], end: int) -> list[str]:
+def _moves(session: str, edits: Sequence[Edit], end: int) -> list[str]:
     lines, at = [], 0
     for step in sorted({edit.step for edit in edits if edit.step <= end}):
         if step > at:
-            lines.append(f"session.step({step - at})")
+            lines.append(f"{session}.step({step - at})")
         at = step
         turned = {edit.target: plain(edit.value) for edit in edits if edit.step == step}
         if all(name.isidentifier() and not keyword.iskeyword(name) for name in turned):
-            lines.append(f"session.set({', '.join(f'{name}={value!r}' for name, value in turned.items())})")
+            lines.append(f"{session}.set({', '.join(f'{name}={value!r}' for name, value in turned.items())})")
         else:
-            lines.append(f"session.set(**{turned!r})")
+            lines.append(f"{session}.set(**{turned!r})")
     if end > at:
-        lines.append(f"session.step({end - at})")
+        lines.append(f"{session}.step({end - at})")
     return lines

@@ -108,8 +108,8 @@ class Together(Routine):
         return f"wb.side_by_side({{{inside}}})"
 
     def setup(self) -> str:
-        lines = [line for part in self.parts.values() for line in part.setup().splitlines()]
-        return "\n".join(dict.fromkeys(lines))
+        """What each part needs, once: parts that need the same, such as a field to be trained first, share it."""
+        return "\n".join(dict.fromkeys(filter(None, (part.setup() for part in self.parts.values()))))
 
     def pick(self, state: TogetherState, run: int) -> Any:
         """The state of one part, as that part's own routine understands it."""

@@ -3,6 +3,7 @@
 A field maps points (..., dim) and times (one a point, or any shape that broadcasts to that) to a `Prediction`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -109,6 +110,7 @@ class Field:
         Raises:
             ValueError: when what it gives has another shape than x.
         """
+        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         return Prediction(self.interpolant, x, t, self.known(x, t, rows))
 
     def known(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> dict[str, Tensor]:
@@ -155,7 +157,6 @@ class ExactField(Field):
 
     def known(self, x, t, rows=None):
         path = self.interpolant
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
         means = self._posterior(x, t, density=False)
         t = t.unsqueeze(-1)
         velocity = path.d_alpha(t) * means.target + path.d_sigma(t) * means.source
@@ -204,13 +205,27 @@ class FunctionField(Field):
         self.function, self.dim, self.kind, self.interpolant = function, dim, kind, interpolant
         self.source, self.target = source or Mixture.normal(dim), target
 
+    def tried(self) -> "FunctionField":
+        """The field itself, asked once at two points halfway.
+
+        Raises:
+            ValueError: when it does not answer with finite numbers of the shape of its points.
+        """
+        x, t = torch.full((2, self.dim), 0.25), torch.tensor(0.5)
+        try:
+            found = self(x, t)
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise ValueError(f"expected a field f(x, t) that takes x {tuple(x.shape)}, got: {error}") from error
+        if not all(bool(torch.isfinite(value).all()) for value in found.known.values()):
+            raise ValueError("expected the field to be finite at x = (0.25, …), t = 0.5, got inf or nan")
+        return self
+
     def known(self, x, t, rows=None):
-        t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1])
-        value = self.function(x, t)
+        value = self.function(x, t.expand(x.shape[:-1]))
         if not isinstance(value, Tensor) or value.shape != x.shape:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"expected the field to return shape {tuple(x.shape)}, as its points, got {got}")
-        return {self.kind: value}
+            raise ValueError(f"expected the field to return shape {tuple(x.shape)}, as its points have, got {got}")
+        return {self.kind: value.to(x)}
 
     def describe(self):
         return {"problem": getattr(self.function, "__name__", "function"), "field": "function"}
@@ -231,12 +246,17 @@ MOST_NUMBERS = 2**24
 SHORT, FEW = 4, 64
 """Points of so few coordinates, and weights of fewer components, lie coordinate by coordinate and component by component
 in memory, each with all points: rows this short are slow to walk along."""
+LEAST = 1e-12
+"""The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
 
 
 def joint_posterior(
     source: Mixture, target: Mixture, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: Tensor | None = None
 ) -> Posterior:
     """What is known of x0, x1 and z given x = sigma x0 + alpha x1 + gamma z, for x0, x1 of two mixtures, z normal.
+
+    Where none of these has any spread, as at the last time of points, they count as normals of standard deviation 1e-6:
+    x1 is the nearest point, and of x0 nothing is known.
 
     Args:
         x: (..., dim).
@@ -280,8 +300,9 @@ class Pairs(NamedTuple):
         weights = [w.reshape(1) if w.numel() == 1 else w.expand(shape[:-1]).reshape(-1) for w in given]
         isotropic = self.source.basis is None and self.target.basis is None
         method = _by_distance if isotropic else _by_eigenbasis if self.source.basis is None else _by_cholesky
-        rows = max(1, MOST_NUMBERS // (self.log_weights.numel() * shape[-1]))
-        if len(flat) > rows and not (isotropic and weights[0].numel() == 1):
+        lean = isotropic and (weights[0].numel() == 1 or shape[-1] <= SHORT)
+        rows = max(1, MOST_NUMBERS // (self.log_weights.numel() * (1 if lean else shape[-1])))
+        if len(flat) > rows:
             cut = [w.split(rows) if w.numel() > 1 else [w] * -(-len(flat) // rows) for w in weights]
             pieces = [method(self, part, ws, density) for part, *ws in zip(flat.split(rows), *cut, strict=True)]
             found = [None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)]
@@ -302,7 +323,7 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
     (_, source, target, centred), (a, b, *c) = pairs, (w.unsqueeze(-1) for w in weights)
     x = x.T.contiguous().T if x.shape[-1] <= SHORT else x
     s2, l2 = source.spectrum[:, 0], target.spectrum[:, 0]  # (K or 1,)
-    variance = sum((w * w for w in c), b * b * l2 + a * a * s2)  # (n or 1, K or 1)
+    variance = sum((w * w for w in c), b * b * l2 + a * a * s2).clamp(min=LEAST)  # (n or 1, K or 1)
     centres = [(b, target.means)] if centred else [(b, target.means), (a, source.means)]
     logits = torch.addcdiv(pairs.log_weights, _squared_distances(x, centres), variance, value=-0.5)
     one_size = variance.shape[-1] == 1  # then its logarithm makes no difference between pairs
@@ -325,8 +346,8 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the last axis of (n, K). None is less than e⁻⁸⁰ of the largest: numbers near the smallest there are, are slow."""
-    shifted = (logits - logits.amax(-1, keepdim=True)).clamp(min=-80)
+    """Over the last axis of (n, K). What is less than e⁻⁸⁰ of the largest is 0: subnormal numbers are slow."""
+    shifted = torch.threshold(logits - logits.amax(-1, keepdim=True), -80.0, -math.inf)
     if logits.shape[-1] >= FEW:
         return torch.softmax(shifted, -1)
     powers = shifted.exp()
@@ -353,23 +374,22 @@ def _squared_distances(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def _squares_by_coordinate(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The same, coordinates first."""
-    few = len(centres[0][1]) < FEW
-    rest = x.T.unsqueeze(1 if few else 2)
-    for w, means in reversed(centres):
-        rest = torch.addcmul(rest, w.T if few else w, means.T.unsqueeze(2 if few else 1), value=-1)
-    first, *others = rest.unbind()
-    total = first * first
-    for part in others:
-        total = torch.addcmul(total, part, part)
-    return total.T if few else total
+    """The same, a coordinate at a time."""
+    few, total = len(centres[0][1]) < FEW, None
+    points, components = (1, 2) if few else (2, 1)
+    turned = [(w.T if few else w, means.T.unsqueeze(components).unbind()) for w, means in reversed(centres)]
+    for i, part in enumerate(x.T.unsqueeze(points).unbind()):
+        for w, means in turned:
+            part = torch.addcmul(part, w, means[i], value=-1)
+        total = part * part if total is None else torch.addcmul(total, part, part)
+    return total.T if few else total  # type: ignore[union-attr,return-value]
 
 
 def _by_eigenbasis(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) -> Posterior:
     """The source's components isotropic: everything is diagonal in the target's eigenbases."""
     basis, lam = pairs.target.basis, pairs.target.spectrum
     a, b, *c = (w[:, None, None] for w in weights)
-    variance = sum((w * w for w in c), b * b * lam + a * a * pairs.source.spectrum)  # (n or 1, K, dim)
+    variance = sum((w * w for w in c), b * b * lam + a * a * pairs.source.spectrum).clamp(min=LEAST)  # (n or 1, K, dim)
     turned = torch.einsum("kji,nkj->nki", basis, x[:, None] - a * pairs.source.means - b * pairs.target.means)
     y = turned / variance
     logits = pairs.log_weights - (variance.log() + turned * y).sum(-1) / 2
@@ -387,7 +407,7 @@ def _by_cholesky(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     of_source, of_target = pairs.source.covariances, pairs.target.covariances
     squares = [w.unsqueeze(-1).square() for w in (a, b, *c)]
-    covariance = sum(w * matrix for w, matrix in zip(squares, (of_source, of_target, eye), strict=False))
+    covariance = sum(w * matrix for w, matrix in zip(squares, (of_source, of_target, eye), strict=False)) + LEAST * eye
     factor = torch.linalg.cholesky(covariance).expand(len(x), *of_target.shape)
     residual = x[:, None] - a * pairs.source.means - b * pairs.target.means
     y = torch.cholesky_solve(residual.unsqueeze(-1), factor)
@@ -445,10 +465,16 @@ def as_field(field: Any, **options: Any) -> Field:
     Raises:
         ValueError: on anything else, or options that do not fit.
     """
+    from workbench.catalogue import find_declared
+
     if isinstance(field, Field):
+        if options:
+            raise ValueError(f"expected no {', '.join(options)} besides a field, which has its own, got one")
         return field
     if isinstance(field, str | Density):
         return exact_field(field, **options)
     if callable(field):
-        return FunctionField(field, **options)
+        if "interpolant" in options:
+            options["interpolant"] = find_declared("interpolants", "an interpolant", options["interpolant"])
+        return FunctionField(field, **options).tried()
     raise ValueError(f"expected a field, a density's name or a function f(x, t), got {type(field).__name__}")

@@ -154,10 +154,10 @@ class Trigonometric(Interpolant):
         return torch.sin(t * (math.pi / 2))
 
     def sigma(self, t):
-        return torch.cos(t * (math.pi / 2))
+        return torch.sin((1 - t) * (math.pi / 2))  # the cosine, rounded to 0 and not below it at t = 1
 
     def d_alpha(self, t):
-        return (math.pi / 2) * torch.cos(t * (math.pi / 2))
+        return (math.pi / 2) * torch.sin((1 - t) * (math.pi / 2))
 
     def d_sigma(self, t):
         return -(math.pi / 2) * torch.sin(t * (math.pi / 2))

@@ -13,6 +13,8 @@ from torch import Tensor
 from workbench.routine import Declared, Hyper, Key
 
 LOG_2PI = math.log(2 * math.pi)
+MAX_SIZE = 1_000_000
+"""Larger points cannot be told apart in single precision beside a unit normal."""
 
 
 class Density(Declared):
@@ -91,7 +93,7 @@ class Mixture(Density):
 
     def __init__(self, means: Any, scale: Any = 1.0, weights: Any = None, **settings: Any) -> None:
         super().__init__(**settings)
-        means = _finite("means", means)
+        means = _places("means", means)
         if means.ndim != 2 or not len(means):
             raise ValueError(f"expected means of shape (K, dim), got shape {tuple(means.shape)}")
         k, self.dim = means.shape
@@ -133,7 +135,11 @@ class Mixture(Density):
         return x.to(device=like.device, dtype=like.dtype), k.to(like.device)
 
     def log_density(self, x: Tensor) -> Tensor:
-        """log p(x) of points (..., dim), of shape (...)."""
+        """log p(x) of points (..., dim), of shape (...).
+
+        Raises:
+            ValueError: when a component has no spread in some direction, as points have.
+        """
         _, logits = self._whitened(x)
         return torch.logsumexp(logits, -1)
 
@@ -144,6 +150,8 @@ class Mixture(Density):
 
     def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """C_k⁻¹ (x - m_k), (..., K, dim), and log w_k N(x; m_k, C_k), (..., K)."""
+        if not bool((self.exact.spectrum > 0).all()):
+            raise ValueError("expected components with some spread in every direction, got points; give them a 'scale'")
         p = self.parts(x)
         residual = x.unsqueeze(-2) - p.means
         turned = residual if p.basis is None else torch.einsum("kji,...kj->...ki", p.basis, residual)
@@ -167,10 +175,19 @@ def _finite(name: str, value: Any) -> Tensor:
     try:
         tensor = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"expected {name} to be numbers, got {type(value).__name__}") from None
+        got = type(value).__name__
+        raise ValueError(f"expected {name} to be numbers in rows of one length, got {got}") from None
     if not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"expected finite {name}, got inf or nan in it")
     return tensor
+
+
+def _places(name: str, value: Any) -> Tensor:
+    """Points, as tensors, of a size that single precision can tell apart beside a unit normal."""
+    found = _finite(name, value)
+    if found.numel() and float(found.abs().max()) > MAX_SIZE:
+        raise ValueError(f"expected {name} within ±{MAX_SIZE:,}, got {float(found.abs().max()):g}; make them smaller")
+    return found
 
 
 def _spectrum(scale: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor | None]:
@@ -181,8 +198,11 @@ def _spectrum(scale: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor | None]:
         if bool((scale < 0).any()):
             raise ValueError(f"expected scale to be standard deviations from 0, got {scale.min().item():g}")
         return scale.square().expand(k).unsqueeze(-1).clone(), None
-    if scale.shape != (k, dim, dim) or not torch.allclose(scale, scale.mT):
-        raise ValueError(f"expected symmetric covariances of shape {(k, dim, dim)}, got shape {tuple(scale.shape)}")
+    if scale.shape != (k, dim, dim):
+        raise ValueError(f"expected covariances of shape {(k, dim, dim)}, got shape {tuple(scale.shape)}")
+    if not torch.allclose(scale, scale.mT):
+        askew = float((scale - scale.mT).abs().max())
+        raise ValueError(f"expected symmetric covariances, got one that differs from its transpose by {askew:g}")
     spectrum, basis = torch.linalg.eigh(scale)
     if bool((spectrum < -1e-12 * spectrum.abs().amax()).any()):
         raise ValueError(f"expected covariances without negative eigenvalues, got {spectrum.min().item():g}")
@@ -433,7 +453,7 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 # ------------------------------------------------------------------------------------------------- your own points
 
-FEWEST, MOST = 3, 20_000
+FEWEST, MOST, WIDEST = 3, 20_000, 4096
 
 
 def from_points(points: Any, *, scale: float = 0.0) -> Mixture:
@@ -442,9 +462,11 @@ def from_points(points: Any, *, scale: float = 0.0) -> Mixture:
     Raises:
         ValueError: on fewer than 3 or more than 20,000 points, other shapes, or numbers that are not finite.
     """
-    found = _finite("points", points)
-    if found.ndim != 2 or not 1 <= found.shape[1] <= 4096:
+    found = _places("points", points)
+    if found.ndim != 2:
         raise ValueError(f"expected points of shape (n, dim), got shape {tuple(found.shape)}")
+    if not 1 <= found.shape[1] <= WIDEST:
+        raise ValueError(f"expected points of 1 to {WIDEST:,} coordinates, got {found.shape[1]:,}")
     if not FEWEST <= len(found) <= MOST:
         raise ValueError(f"expected {FEWEST} to {MOST:,} points, got {len(found):,}")
     made = Mixture(found, scale)

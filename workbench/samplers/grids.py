@@ -85,7 +85,9 @@ class Levels(Grid):
         unit = self.unit(steps, like)
         turned = {name: hyper[name].to(like).unsqueeze(-1) for name in self.hypers}
         first, last = (
-            torch.log(torch.maximum(path.alpha(end), turned["floor"]) / torch.maximum(path.spread(end), turned["floor"]))
+            torch.log(
+                torch.maximum(path.alpha(end), turned["floor"]) / torch.maximum(path.spread(end), turned["floor"])
+            )
             for end in torch.tensor(path.ends, dtype=like.dtype, device=like.device)
         )
         inside = path.time_of(self.levels(first, last, unit, turned)[..., 1:-1])
@@ -139,7 +141,10 @@ class ExplicitGrid(Grid):
 
     def __init__(self, times: Sequence[float] | Tensor) -> None:
         super().__init__()
-        found = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
+        try:
+            found = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f"expected times to be numbers, got {type(times).__name__}") from None
         if found.ndim != 1 or len(found) < 2:
             raise ValueError(f"expected a time grid of at least two times, got shape {tuple(found.shape)}")
         if not bool((found.diff() > 0).all()) or not 0 <= float(found[0]) < float(found[-1]) <= 1:

@@ -85,7 +85,7 @@ class Sampling(Routine):
 
     def init(self, key: Key, *, start: Any = None, runs: int | None = None) -> SamplingState:
         x = self._source(key) if start is None else self.tensor(start)
-        if x.ndim not in (2, 3) or x.shape[-1] != self.field.dim:
+        if x.ndim not in (2, 3) or x.shape[-1] != self.field.dim or not x.numel():
             dim = self.field.dim
             raise ValueError(
                 f"expected start of shape (samples, {dim}) or (runs, samples, {dim}), got {tuple(x.shape)}"
