@@ -3,6 +3,7 @@
 A field maps points (..., dim) and times (one a point, or any shape that broadcasts to that) to a `Prediction`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -242,11 +243,11 @@ class Posterior(NamedTuple):
 
 MOST_NUMBERS = 2**24
 """Numbers of one temporary; more points are taken in pieces."""
-LEAST = 1e-12
-"""The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
 SHORT, FEW = 4, 64
 """Points of so few coordinates, and weights of fewer components, lie coordinate by coordinate and component by component
 in memory, each with all points: rows this short are slow to walk along."""
+LEAST = 1e-12
+"""The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
 
 
 def joint_posterior(
@@ -345,8 +346,8 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Over the last axis of (n, K). None is less than e⁻⁸⁰ of the largest: numbers near the smallest there are, are slow."""
-    shifted = (logits - logits.amax(-1, keepdim=True)).clamp(min=-80)
+    """Over the last axis of (n, K). What is less than e⁻⁸⁰ of the largest is 0: subnormal numbers are slow."""
+    shifted = torch.threshold(logits - logits.amax(-1, keepdim=True), -80.0, -math.inf)
     if logits.shape[-1] >= FEW:
         return torch.softmax(shifted, -1)
     powers = shifted.exp()
@@ -373,16 +374,15 @@ def _squared_distances(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tenso
 
 
 def _squares_by_coordinate(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The same, coordinates first."""
-    few = len(centres[0][1]) < FEW
-    rest = x.T.unsqueeze(1 if few else 2)
-    for w, means in reversed(centres):
-        rest = torch.addcmul(rest, w.T if few else w, means.T.unsqueeze(2 if few else 1), value=-1)
-    first, *others = rest.unbind()
-    total = first * first
-    for part in others:
-        total = torch.addcmul(total, part, part)
-    return total.T if few else total
+    """The same, a coordinate at a time."""
+    few, total = len(centres[0][1]) < FEW, None
+    points, components = (1, 2) if few else (2, 1)
+    turned = [(w.T if few else w, means.T.unsqueeze(components).unbind()) for w, means in reversed(centres)]
+    for i, part in enumerate(x.T.unsqueeze(points).unbind()):
+        for w, means in turned:
+            part = torch.addcmul(part, w, means[i], value=-1)
+        total = part * part if total is None else torch.addcmul(total, part, part)
+    return total.T if few else total  # type: ignore[union-attr,return-value]
 
 
 def _by_eigenbasis(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) -> Posterior:
