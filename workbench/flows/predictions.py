@@ -130,9 +130,7 @@ class WeightedELBO(FlowObjective):
     ledger = "understanding-diffusion-objectives-as-the"
     evidence = "tests/flows/test_objectives.py::test_the_weighted_elbo_depends_on_the_weight_alone"
     predicts = "noise"
-    reach: Any = Hyper(
-        5.0, 0.1, 20.0, soft=(1.0, 10.0), kind="init", doc="The |λ| beyond which nothing counts."
-    )
+    reach: Any = Hyper(5.0, 0.1, 20.0, soft=(1.0, 10.0), kind="init", doc="The |λ| beyond which nothing counts.")
 
     def question(self, batch: Batch, setting: Setting) -> Question:
         x, t, _ = super().question(batch, setting)

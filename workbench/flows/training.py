@@ -15,6 +15,7 @@ from workbench.flows.choices import Premetric, Times, Weight
 from workbench.flows.couplings import Coupling
 from workbench.flows.fields import Field
 from workbench.flows.interpolants import Interpolant
+from workbench.flows.measures import flow_probes
 from workbench.flows.objectives import Batch, FlowObjective, Setting
 from workbench.optimizers.base import Optimizer
 from workbench.problems.densities import Density, Mixture
@@ -165,7 +166,7 @@ class FlowTraining(Routine):
             "loss": Variable((), "loss of the batch, mean per pair"),
             "weight_norm": Variable((), "Euclidean norm of all parameters"),
         }
-        self.probes = {}
+        self.probes = flow_probes(self)
 
     def init(self, key: Key, *, start: Any = None, runs: int | None = None) -> FlowState:
         like = torch.empty(0, dtype=self.dtype, device=self.device)

@@ -148,6 +148,10 @@ class Mixture(Density):
         y, logits = self._whitened(x)
         return -(torch.softmax(logits, -1).unsqueeze(-1) * y).sum(-2)
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """How probable each component is at points (..., dim): (..., K), summing to 1."""
+        return torch.softmax(self._whitened(x)[1], -1)
+
     def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """C_k⁻¹ (x - m_k), (..., K, dim), and log w_k N(x; m_k, C_k), (..., K)."""
         if not bool((self.exact.spectrum > 0).all()):

@@ -9,8 +9,9 @@ from torch import Tensor
 from workbench.descent import guard
 from workbench.flows.fields import Field, Prediction, as_field
 from workbench.flows.interpolants import Linear
+from workbench.flows.measures import sampling_probes
 from workbench.problems.densities import Density
-from workbench.routine import RUNNING, Hyper, Key, Probe, Routine, Variable, whole
+from workbench.routine import RUNNING, Hyper, Key, Routine, Variable, whole
 from workbench.samplers.base import Solver
 from workbench.samplers.grids import ExplicitGrid, Grid
 
@@ -79,7 +80,7 @@ class Sampling(Routine):
             "nfe": Variable((), "evaluations of the field a sample, mean over samples", "evaluations"),
             "speed": Variable((), "distance moved per unit of time in this step, mean over samples"),
         }
-        self.probes: dict[str, Probe] = {}
+        self.probes = sampling_probes(self)
         self._ends: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._times: tuple[tuple, tuple, Any] = ((), (), None)
 
