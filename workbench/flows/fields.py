@@ -329,36 +329,42 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
     one_size = variance.shape[-1] == 1  # then its logarithm makes no difference between pairs
     if density or not one_size:
         logits = logits - variance.log() * (x.shape[-1] / 2)
-    p = _softmax(logits)
+    p = _weights(logits)
+    (mean, total), *others = (_sums(p, means) for _, means in centres)
 
     def pull(q: Tensor) -> Tensor:
-        """Σ_k q_k (centre_k - x)."""
-        inward = [w * _mean(q, means) for w, means in centres]
-        return sum(inward[1:], inward[0]) - (x if q is p else q.sum(-1, keepdim=True) * x)
+        """Σ_k q_k (centre_k - x) / Σ_k p_k."""
+        sums = [_sums(q, means) for _, means in centres]
+        inward = [w * moved for (w, _), (moved, _) in zip(centres, sums, strict=True)]
+        return (sum(inward[1:], inward[0]) - sums[0][1] * x) / total
 
-    q = p if one_size else p / variance
-    score = pull(p) / variance if one_size else pull(q)
-    from_source, from_target = (w * (v * score if len(v) == 1 else pull(q * v)) for w, v in ((a, s2), (b, l2)))
-    of_source = -from_source if centred else _mean(p, source.means) - from_source
+    score = pull(p) / variance if one_size else pull(p / variance)
+    moved = [w * (v * score if len(v) == 1 else pull(p * (v / variance))) for w, v in ((b, l2), (a, s2))]
+    of_source = -moved[1] if centred else others[0][0] / total - moved[1]
     latent = -c[0] * score if c else None
     log_density = torch.logsumexp(logits, -1) - LOG_2PI * x.shape[-1] / 2 if density else None
-    return Posterior(of_source, _mean(p, target.means) - from_target, latent, score, log_density)
+    return Posterior(of_source, mean / total - moved[0], latent, score, log_density)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """Over the last axis of (n, K). What is less than e⁻⁸⁰ of the largest is 0: subnormal numbers are slow."""
+def _weights(logits: Tensor) -> Tensor:
+    """Over the last axis of (n, K): softmax, or as good, that times something. What is less than e⁻⁸⁰ of the largest is 0:
+    subnormal numbers are slow.
+    """
     shifted = torch.threshold(logits - logits.amax(-1, keepdim=True), -80.0, -math.inf)
-    if logits.shape[-1] >= FEW:
-        return torch.softmax(shifted, -1)
-    powers = shifted.exp()
-    return powers / powers.sum(-1, keepdim=True)
+    return shifted.exp() if logits.shape[-1] < FEW else torch.softmax(shifted, -1)
 
 
-def _mean(weights: Tensor, means: Tensor) -> Tensor:
-    """Σ_k weights_k means_k, (n, dim); of one row of means for all k too."""
+def _sums(weights: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_k weights_k means_k (n, dim), of one row of means for all k too, and Σ_k weights_k (n, 1).
+
+    By a product of matrices: unlike a sum over columns, it gives a point the same bits whatever others there are.
+    """
     if len(means) < weights.shape[-1]:
-        return (means.T * weights.sum(-1)).T
-    return (means.T @ weights.T).T if means.shape[-1] <= SHORT else weights @ means
+        total = _sums(weights, means.new_zeros(weights.shape[-1], 0))[1]
+        return (means.T * total.T).T, total
+    lifted = torch.nn.functional.pad(means, (0, 1), value=1.0)
+    found = (lifted.T @ weights.T).T if means.shape[-1] <= SHORT else weights @ lifted
+    return found[:, :-1], found[:, -1:]
 
 
 def _squared_distances(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -422,7 +428,7 @@ def _weighted(
 ) -> Posterior:
     """Means over the pairs; `pulled` is V⁻¹ r, and the source's and the target's covariances times it, (n, K, dim)."""
     (y, of_source, of_target), (a, b, *c) = pulled, weights
-    p = _softmax(logits).unsqueeze(-1)
+    p = torch.softmax(logits, -1).unsqueeze(-1)
     from_source = (p * (pairs.source.means + a * of_source)).sum(1)
     from_target = (p * (pairs.target.means + b * of_target)).sum(1)
     score = -(p * y).sum(1)
@@ -468,6 +474,8 @@ def as_field(field: Any, **options: Any) -> Field:
     from workbench.catalogue import find_declared
 
     if isinstance(field, Field):
+        if options:
+            raise ValueError(f"expected no {', '.join(options)} besides a field, which has its own, got one")
         return field
     if isinstance(field, str | Density):
         return exact_field(field, **options)
