@@ -248,6 +248,12 @@ def test_the_exponential_scheme_is_ddim_or_ddpm_at_the_ends(interpolant):
     assert torch.allclose(deviation.squeeze(-1), between.sqrt() * sigma_s / sigma_t, rtol=1e-12, atol=0)
 
 
+def test_without_diffusion_the_exponential_scheme_goes_the_same_way_in_every_form():
+    """Also from t = 0, where the step in λ of the reverse SDE is infinite."""
+    ends = [finish("exponential-euler-maruyama", hyper={"diffusion": 0.0, "diffusion_form": form})[1] for form in FORMS]
+    assert all(torch.equal(ends[0].x, end.x) and end.diverged.tolist() == [-1] for end in ends)
+
+
 def test_the_rate_of_the_noising_process_is_that_of_its_source():
     """g² is β(s) of the variance-preserving process, dσ²/ds of the exploding one; 2 (1 - t) / t on straight lines."""
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
