@@ -13,7 +13,7 @@ from workbench.problems.densities import Gaussian
 from workbench.routine import Key
 from workbench.samplers.brownian import Brownian
 from workbench.samplers.explicit import Explicit, Tableau
-from workbench.samplers.stochastic import FORMS, forgotten, form_of, transition
+from workbench.samplers.stochastic import FORMS, forgotten, form_of, forward_rate, transition
 
 LIKE = torch.empty(0, dtype=torch.float64)
 
@@ -231,8 +231,8 @@ def test_without_diffusion_it_is_the_ode_solver_bit_for_bit(solver, ode, form):
 
 
 @pytest.mark.parametrize("interpolant", ["linear-path", "variance-preserving", "variance-exploding"])
-def test_the_exponential_scheme_is_ddim_without_noise_and_ddpm_as_the_reverse_sde(interpolant):
-    """DDIM: alpha D + spread ε. DDPM: the law of x_s given x_t and x1 = D, by Bayes from the noising kernel."""
+def test_the_exponential_scheme_is_ddim_or_ddpm_at_the_ends(interpolant):
+    """w = 0, DDIM: alpha D + spread ε. w = g², DDPM: the law of x_s given x_t and x1 = D, by Bayes."""
     path, generator = wb.make(interpolant), torch.Generator().manual_seed(1)
     x, data = torch.randn(2, 1, 30, 2, generator=generator, dtype=torch.float64)
     t, s = torch.tensor([[0.4]]).double(), torch.tensor([[0.55]]).double()
@@ -248,7 +248,23 @@ def test_the_exponential_scheme_is_ddim_without_noise_and_ddpm_as_the_reverse_sd
     assert torch.allclose(deviation.squeeze(-1), between.sqrt() * sigma_s / sigma_t, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["sigma", "constant", "sine"])
+def test_without_diffusion_the_exponential_scheme_goes_the_same_way_in_every_form():
+    """Also from t = 0, where the step in λ of the reverse SDE is infinite."""
+    ends = [finish("exponential-euler-maruyama", hyper={"diffusion": 0.0, "diffusion_form": form})[1] for form in FORMS]
+    assert all(torch.equal(ends[0].x, end.x) and end.diverged.tolist() == [-1] for end in ends)
+
+
+def test_the_rate_of_the_noising_process_is_that_of_its_source():
+    """g² is β(s) of the variance-preserving process, dσ²/ds of the exploding one; 2 (1 - t) / t on straight lines."""
+    t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    s = 1 - t
+    assert torch.allclose(forward_rate(wb.make("variance-preserving"), t), 0.1 + 19.9 * s, rtol=1e-10)
+    exploding = 2 * math.log(50 / 0.01) * (0.01 * (50 / 0.01) ** s) ** 2
+    assert torch.allclose(forward_rate(wb.make("variance-exploding"), t), exploding, rtol=1e-10)
+    assert torch.allclose(forward_rate(wb.make("linear-path"), t), 2 * s / t, rtol=1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_the_exponential_scheme_forgets_is_the_integral_of_w(form):
     """Q = ∫ w / (2 spread²) dt against a sum of ten thousand, where the path has no pole."""
     path = wb.make("trigonometric-path")

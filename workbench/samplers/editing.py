@@ -74,7 +74,7 @@ class CycleSDE(Solver):
     title = "Cycle-SDE"
     source = "Nie et al. 2024, arXiv:2311.01410"
     ledger = "the-blessing-of-randomness"
-    evidence = "tests/samplers/test_editing.py::test_what_is_recorded_and_not_edited_comes_back"
+    evidence = "tests/samplers/test_editing.py::test_what_is_recorded_and_not_edited_comes_back[torch.float64]"
     kind, random, converts, both_ways, order = "sde", True, True, False, 1
 
     def __init__(self, recording: Recording | None = None, **settings: Any) -> None:

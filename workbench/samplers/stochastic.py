@@ -173,9 +173,7 @@ class ExponentialEulerMaruyama(SDESolver):
     name = "exponential-euler-maruyama"
     title = "Exponential Euler–Maruyama"
     source = "Lu et al. 2022, arXiv:2211.01095, section 5"
-    evidence = (
-        "tests/samplers/test_sde.py::test_the_exponential_scheme_is_ddim_without_noise_and_ddpm_as_the_reverse_sde"
-    )
+    evidence = "tests/samplers/test_sde.py::test_the_exponential_scheme_is_ddim_or_ddpm_at_the_ends[linear-path]"
     order = 1
 
     def step(self, field, path, x, t, end, state, hyper, noise):
@@ -192,9 +190,9 @@ def transition(
     prediction: Prediction, path: Interpolant, t: Tensor, end: Tensor, hyper: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of x at `end` given x at t, with data and noise held at what is predicted at t."""
-    kept = torch.exp(-forgotten(path, t, end, hyper))
-    alpha, spread = column(path.alpha(end)), column(path.spread(end))
-    return alpha * prediction.data + spread * kept * prediction.noise, spread * torch.sqrt(1 - kept.square())
+    q, alpha, spread = forgotten(path, t, end, hyper), column(path.alpha(end)), column(path.spread(end))
+    mean = alpha * prediction.data + spread * torch.exp(-q) * prediction.noise
+    return mean, spread * torch.sqrt(-torch.expm1(-2 * q))
 
 
 NODES = ((0.5 - math.sqrt(0.15), 5 / 18), (0.5, 4 / 9), (0.5 + math.sqrt(0.15), 5 / 18))
