@@ -186,6 +186,33 @@ def test_energy_distance_and_mmd_are_the_naive_sums():
     torch.testing.assert_close(measures.mmd(a, b).value, measures.mmd(a, b, bandwidth=median).value, rtol=0.02, atol=0)
 
 
+def naive_variance(a, b, kernel):
+    """Hoeffding's decomposition of `naive_two_samples`, written out."""
+    n, m = len(a), len(b)
+    aa, bb, ab = (np.array([[float(kernel(x, y)) for y in ys] for x in xs]) for xs, ys in ((a, a), (b, b), (a, b)))
+    rows, spread = [], []
+    for square in (aa, bb):
+        np.fill_diagonal(square, 0)
+        size, sums = len(square), square.sum(1)
+        total = 0.0
+        for i, j in itertools.permutations(range(size), 2):
+            inner = square[i, j] - (sums[i] + sums[j]) / (size - 2) + sums.sum() / ((size - 1) * (size - 2))
+            total += inner**2 / (size * (size - 3))
+        rows.append(sums / (size - 1))
+        spread.append(total)
+    across = ((ab - ab.mean(1)[:, None] - ab.mean(0) + ab.mean()) ** 2).sum() / ((n - 1) * (m - 1))
+    first = 4 * max(0, np.var(rows[0] - ab.mean(1), ddof=1) - spread[0] / (n - 1) - across / m) / n
+    second = 4 * max(0, np.var(rows[1] - ab.mean(0), ddof=1) - spread[1] / (m - 1) - across / n) / m
+    return first + second + 2 * spread[0] / (n * (n - 1)) + 2 * spread[1] / (m * (m - 1)) + 4 * across / (n * m)
+
+
+def test_the_error_of_two_sample_measures_is_the_decomposition_written_out():
+    for shift in (0.0, 2.0):
+        a, b = normal(9, 2), normal(7, 2, seed=1) + shift
+        expected = naive_variance(a, b, lambda x, y: -(x - y).norm()) ** 0.5
+        assert measures.energy_distance(a, b).standard_error.item() == pytest.approx(expected, rel=1e-9)
+
+
 def mean_distance(shift, variance):
     """E|shift + √variance Z| on the line."""
     s = math.sqrt(variance)
@@ -549,6 +576,15 @@ def test_the_likelihood_of_a_linear_flow_is_that_of_a_normal():
     np.testing.assert_allclose(found.value, expected, atol=1e-6)
     given = measures.log_likelihood(FunctionField(linear), x, start=lambda x: torch.zeros(len(x), dtype=torch.float64))
     np.testing.assert_allclose(given.value, -float(MATRIX.trace()), atol=1e-9)
+
+
+def test_a_flow_whose_marginals_are_not_known_begins_at_its_source_times_its_spread():
+    """At noise level 80 the marginal is the normal of that size to 1 part in 1,000."""
+    exact = wb.exact_field("eight-gaussians", "edm-path")
+    field = FunctionField(lambda x, t: exact(x, t).velocity, interpolant=exact.interpolant)
+    x = exact.target.sample(wb.Key(0), 10, EXACT)
+    ways = [measures.log_likelihood(one, x, steps=40).value for one in (field, exact)]
+    assert (ways[0] - ways[1]).abs().max() < 0.01
 
 
 def test_hutchinsons_trace_is_right_on_average_and_its_error_is_what_repeats_show():

@@ -10,16 +10,29 @@ import workbench as wb
 from tests.widgets.desks import done, until
 from widgets.apps import making
 from widgets.apps.descent_desk import DescentDesk
+from widgets.apps.flow import FlowDesk
 from widgets.apps.making import Cancelled, Maker
+from widgets.apps.sampler import SamplerDesk
 from widgets.apps.training import TrainingDesk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-@pytest.fixture(params=[DescentDesk, TrainingDesk])
+OTHERS = {
+    DescentDesk: {"surface": "himmelblau", "methods": ["adam"]},
+    TrainingDesk: {"data": "breast-cancer"},
+    FlowDesk: {"target": "two-modes"},
+    SamplerDesk: {"target": "two-modes", "samplers": [{"solver": "euler"}]},
+}
+"""Desks, and settings other than those they open with."""
+SMALL = {"width": "24", "depth": "1", "batch": "32"}
+
+
+@pytest.fixture(params=OTHERS)
 def desk(open_desk, request):
-    """A desk of each app, thirty steps on and turned once."""
-    desk = open_desk(request.param)
-    lead = next(name for name in desk.session.hyper if name.endswith("lr"))
-    return done(desk, lambda: desk.step(20), lambda: desk.turn(lead, 1e-3), lambda: desk.step(10))
+    """A desk of each app, eight steps on and turned once where it has a rate."""
+    desk = open_desk(request.param, query=SMALL if request.param is FlowDesk else {})
+    rate = next((name for name in desk.session.hyper if name.endswith("lr")), "")
+    return done(desk, lambda: desk.step(5), lambda: rate and desk.turn(rate, 1e-3), lambda: desk.step(3))
 
 
 class Gate:
@@ -55,11 +68,6 @@ def opened(content):
     return wb.record.xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
 
 
-def other(desk):
-    """Settings other than those on the desk."""
-    return {"surface": "himmelblau", "methods": ["adam"]} if desk.name == "descent" else {"data": "breast-cancer"}
-
-
 def test_a_script_a_record_and_a_page_are_those_of_the_live_run(desk):
     assert taken(desk, "script").decode() == desk.script()
     assert taken(desk, "page").decode() == desk.html()
@@ -70,10 +78,9 @@ def test_a_page_is_of_the_run_as_it_stood_whatever_happens_meanwhile(desk, gate)
     wanted, pages = desk.html(), []
     desk.take("page", pages.append)
     assert gate.reached.wait(30)
-    at = desk.session.index
-    desk.step(3)
-    until(lambda: desk.session.index == at + 3)
-    desk.choose(**other(desk))
+    desk.step(2)
+    until(lambda: desk.session.index == 10)
+    desk.choose(**OTHERS[type(desk)])
     until(lambda: desk.session.index == 0)
     gate.free.set()
     desk.wait()
@@ -83,13 +90,13 @@ def test_a_page_is_of_the_run_as_it_stood_whatever_happens_meanwhile(desk, gate)
 
 def test_a_record_made_while_it_plays_on_is_the_run_it_lived_until_then(desk):
     found = []
+    desk.set_speed(20.0)
     desk.toggle()
-    until(lambda: desk.session.index > 60)
+    until(lambda: desk.session.index > 10)
     desk.take("record", found.append)
     until(lambda: found)
-    assert desk.session.playing
     record = opened(found[0])
-    done(desk, desk.toggle, lambda: desk.seek(record.sizes["step"] - 1))
+    done(desk, desk.session.pause, lambda: desk.seek(record.sizes["step"] - 1))
     assert record.equals(desk.record())
 
 
@@ -131,7 +138,7 @@ def test_a_run_is_saved_as_it_stood(desk, gate):
     desk.save("as it stood")
     assert gate.reached.wait(30)
     desk.back(5)
-    until(lambda: desk.session.index == 25)
+    until(lambda: desk.session.index == 3)
     gate.free.set()
     desk.wait()
     assert desk.said[-1] == ("success", "Saved as as it stood.")

@@ -91,7 +91,7 @@ class Levels(Grid):
             for end in torch.tensor(path.ends, dtype=like.dtype, device=like.device)
         )
         inside = path.time_of(self.levels(first, last, unit, turned)[..., 1:-1])
-        first, last = (torch.full_like(inside[..., :1], end) for end in path.ends)
+        first, last = (inside.new_full((*inside.shape[:-1], 1), end) for end in path.ends)
         return torch.cat([first, inside, last], -1)
 
 
