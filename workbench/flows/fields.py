@@ -330,20 +330,24 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
     if density or not one_size:
         logits = logits - variance.log() * (x.shape[-1] / 2)
     p = _weights(logits)
-    (mean, total), *others = (_sums(p, means) for _, means in centres)
+    sums = [_sums(p, means) for _, means in centres]
+    mean_target, mean_source = sums[0][0] / sums[0][1], None if centred else sums[1][0] / sums[0][1]
 
     def pull(q: Tensor) -> Tensor:
         """Σ_k q_k (centre_k - x) / Σ_k p_k."""
-        sums = [_sums(q, means) for _, means in centres]
-        inward = [w * moved for (w, _), (moved, _) in zip(centres, sums, strict=True)]
-        return (sum(inward[1:], inward[0]) - sums[0][1] * x) / total
+        parts = [(w, *_sums(q, means)) for w, means in centres]
+        return (sum(w * moved for w, moved, _ in parts) - parts[0][2] * x) / sums[0][1]
 
-    score = pull(p) / variance if one_size else pull(p / variance)
+    if one_size:
+        inward = b * mean_target if centred else b * mean_target + a * mean_source
+        score = (inward - x) / variance
+    else:
+        score = pull(p / variance)
     moved = [w * (v * score if len(v) == 1 else pull(p * (v / variance))) for w, v in ((b, l2), (a, s2))]
-    of_source = -moved[1] if centred else others[0][0] / total - moved[1]
+    of_source = -moved[1] if mean_source is None else mean_source - moved[1]
     latent = -c[0] * score if c else None
     log_density = torch.logsumexp(logits, -1) - LOG_2PI * x.shape[-1] / 2 if density else None
-    return Posterior(of_source, mean / total - moved[0], latent, score, log_density)
+    return Posterior(of_source, mean_target - moved[0], latent, score, log_density)
 
 
 def _weights(logits: Tensor) -> Tensor:
@@ -428,7 +432,8 @@ def _weighted(
 ) -> Posterior:
     """Means over the pairs; `pulled` is V⁻¹ r, and the source's and the target's covariances times it, (n, K, dim)."""
     (y, of_source, of_target), (a, b, *c) = pulled, weights
-    p = torch.softmax(logits, -1).unsqueeze(-1)
+    p = _weights(logits)
+    p = (p / p.sum(-1, keepdim=True)).unsqueeze(-1)
     from_source = (p * (pairs.source.means + a * of_source)).sum(1)
     from_target = (p * (pairs.target.means + b * of_target)).sum(1)
     score = -(p * y).sum(1)

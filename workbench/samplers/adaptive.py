@@ -11,7 +11,7 @@ from workbench.samplers.base import Solver, Step, blend, column
 from workbench.samplers.explicit import Velocity, runge_kutta
 from workbench.samplers.tableaus import Tableau
 
-SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
 """Aim below the tolerance; a step gets at most so much shorter or longer than the one before."""
 LEAST = 10
 """A step has at least so many units in the last place of its time."""
@@ -68,7 +68,7 @@ class Embedded(Solver):
     """A Runge–Kutta step with a second result of a lower order, whose distance tells the error; a step for each sample.
 
     err = √(mean over coordinates of (h Σ (b_i - b̂_i) k_i / (atol + rtol max(|x|, |x_new|)))²). An attempt is accepted when
-    err < 1. The next step is h · 0.9 err^(-1/(q+1)), q the lower order, at most 10 times as long, at least a fifth, and not
+    err < 1. The next step is h · 0.9 err^(-1/(q+1)), q the lower order, at most 5 times as long, at least a fifth, and not
     longer right after a rejection. The last slope of an accepted attempt is the first of the next. A sample whose attempts
     fail down to ten units in the last place of its time cannot go on: its run is marked as diverged there. The first
     attempt costs two evaluations more: the first slope, and one to choose the first step.
@@ -98,7 +98,7 @@ class Embedded(Solver):
             return field(x, t, samples).velocity
 
         def scale(x: Tensor) -> Tensor:
-            return atol + rtol * x.abs()
+            return atol + rtol * x
 
         rtol, atol = live.tolerance(hyper["rtol"]), live.tolerance(hyper["atol"])
         start = live.take(x), live.take(t), live.take(end)
@@ -125,11 +125,11 @@ def attempt(
     """One try from points x (n, dim) at times t towards end, (n,): accepted or rejected sample by sample.
 
     Args:
-        scale: what an error is measured in, of points with their larger absolute values.
+        scale: what an error is measured in, of absolute values of points.
     """
-    least, way = LEAST * (torch.nextafter(t, end) - t).abs(), (end - t).abs()
+    least = LEAST * (torch.nextafter(t, end) - t).abs()
     h = torch.maximum(now.h, least)
-    to = torch.where(h >= way, end, t + h.copysign(end - t))
+    to = torch.clamp(t + h.copysign(end - t), torch.minimum(t, end), torch.maximum(t, end))
     new, slopes = runge_kutta(velocity, tableau, x, t, to, first=now.slope)
     slopes.append(velocity(new, to))
     error = column(to - t) * blend(tableau.error, slopes)
@@ -139,9 +139,8 @@ def attempt(
     factor = torch.minimum(factor, GROW - (GROW - 1) * now.rejected)
     following = Control(choose(column(kept), slopes[-1], now.slope), length * factor, 1 - kept)
     x = choose(column(kept), new, x)
-    stuck = (kept == 0) & (now.h <= least)
-    if bool(stuck.any()):
-        x = torch.where(column(stuck), torch.nan, x)
+    if bool((now.h <= least).any()):
+        x = torch.where(column((now.h <= least) & (kept == 0)), torch.nan, x)
     return Attempt(x, choose(kept, to, t), following, size, length)
 
 
@@ -160,7 +159,7 @@ def begin(
     scale: Callable[[Tensor], Tensor],
 ) -> Control:
     """The first slope, and a first step such that an Euler step of it would be about right: two evaluations."""
-    slope, unit, way = velocity(x, t), scale(x), (end - t).abs()
+    slope, unit, way = velocity(x, t), scale(x.abs()), (end - t).abs()
     d0, d1 = rms(x / unit), rms(slope / unit)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
     h0 = torch.minimum(h0, way)

@@ -153,18 +153,18 @@ class Sampling(Routine):
         return self.method.draw(key, brownian, state.x, state.t, self.next_time(state.t, ready))
 
     def step(self, state: SamplingState, hyper: Mapping[str, Any], noise: Any) -> tuple[SamplingState, dict]:
-        field, end, old = Counted(self.field), self.next_time(state.t, hyper), state.x.flatten(1)
-        there = self._there(state.t)
-        if self.method.adaptive:  # a run that has diverged costs no evaluations
+        field, end = Counted(self.field), self.next_time(state.t, hyper)
+        free, there = self.method.adaptive, self._there(state.t)
+        if free:  # a run that has diverged costs no evaluations
             end = torch.where((state.diverged == RUNNING).unsqueeze(-1), end, state.t)
         turned = {name: h[:, None, None] if isinstance(h, Tensor) and h.ndim else h for name, h in hyper.items()}
         made = self.method.step(field, self.path, state.x, state.t, end, state.method, turned, noise)
-        x = made.x if self.method.adaptive else torch.where(there.unsqueeze(-1), state.x, made.x)
-        x, diverged = guard(old, x.flatten(1), state.diverged, state.k, 1)
-        x = x.view(state.x.shape)
-        t = torch.where(there | (diverged != RUNNING).unsqueeze(-1), state.t, made.time)
+        x = made.x if free else torch.where(there.unsqueeze(-1), state.x, made.x)
+        x, diverged = guard(state.x.flatten(1), x.flatten(1), state.diverged, state.k, 1)
+        x, stopped = x.view(state.x.shape), (diverged != RUNNING).unsqueeze(-1)
+        t = torch.where(stopped if free else there | stopped, state.t, made.time)
         spent = field.calls if made.evaluations is None else made.evaluations
-        nfe = torch.where(there, state.nfe, state.nfe + spent)
+        nfe = state.nfe + spent if free else torch.where(there, state.nfe, state.nfe + spent)
         moved = _length(x - state.x)  # 0 where time stands still
         info = {"speed": moved / (t - state.t).abs().clamp(min=1e-12), **made.info}
         return SamplingState(x, t, made.state, nfe, state.k + 1, diverged), info
