@@ -55,6 +55,12 @@ def _fixed_numerics():
     )
 
 
+@pytest.fixture
+def one_thread(_fixed_numerics):
+    """For steps so small that they gain nothing from a second thread, and wait for it on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def chromium_path():
     """The Chromium or Chrome that browser tests drive; its absence is a failure, never a skip."""

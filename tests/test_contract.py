@@ -31,11 +31,7 @@ FLOW_PARTS = {
 }
 DTYPES = [torch.float32, torch.float64]
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache

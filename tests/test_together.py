@@ -9,11 +9,7 @@ from workbench.tree import same_bits
 
 STOCHASTIC = next(row.name for row in wb.catalogue("surfaces") if row.make.stochastic)
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def surfaces(**options):

@@ -20,6 +20,8 @@ APPS = {
         "Training",
         "Train a network on real data; every setting can be turned live.",
     ),
+    "sampler": ("widgets.apps.sampler", "Sampler", "Step solvers through a field, one evaluation at a time."),
+    "flow": ("widgets.apps.flow", "Flow", "Train a generative flow, watch its paths bend, straighten them."),
 }
 """What is served: page name to (module, title, one line). A module has a `page(query, runs)` that returns a Shell."""
 
@@ -106,9 +108,11 @@ class Server:
         import panel as pn
         import torch
 
+        from widgets.connection import mark_pulled
         from widgets.player import set_nodelay
 
         set_nodelay()
+        mark_pulled()
         sys.setswitchinterval(SWITCH_SECONDS)
         torch.set_num_threads(1)
         pn.config.reconnect = True

@@ -3,6 +3,7 @@
 Not named `controls`: a module of that name would take the place of the function `widgets.controls`.
 """
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +41,13 @@ class Echo:
         return time.monotonic() - self._told.get(value, -self.SECONDS) < self.SECONDS
 
 
+def shown_as(name: str) -> dict[str, Any]:
+    """Style by which a slider shows another name than the one assistive tools read, which is its label."""
+    short = {"content": f'{json.dumps(name, ensure_ascii=False)} / ""', "fontSize": "1rem"}  # shown, not read out
+    label = {"fontSize": 0, "lineHeight": "1.0625rem", "&::before": short, "& > *": {"fontSize": "1rem"}}
+    return {"& .MuiFormLabel-root": label}
+
+
 class HyperControl:
     """A slider and a box to type into, for one hyperparameter; `view` is what a page shows.
 
@@ -48,9 +56,12 @@ class HyperControl:
         value: present value.
         turned: called with the new value; only with legal ones, and not for changes made by `show`.
         label: what it is called; the hyperparameter's name when not given.
+        whose: the method it belongs to, for assistive tools where several stand side by side: "adam lr", shown as "lr".
     """
 
-    def __init__(self, hyper: Hyper, value: Any, turned: Callable[[Any], None], *, label: str = "") -> None:
+    def __init__(
+        self, hyper: Hyper, value: Any, turned: Callable[[Any], None], *, label: str = "", whose: str = ""
+    ) -> None:
         self.hyper, self.turned, self._quiet = hyper, turned, False
         self._slider_echo, self._box_echo = Echo(), Echo()
         self.value = value
@@ -62,18 +73,20 @@ class HyperControl:
             self.slider = pmui.Select(label=name, options=list(hyper.choices), value=value, size="small", **ONE_LINE)
             self.view = self.slider
         else:
-            self._make_slider(name, value)
+            self._make_slider(name, value, f"{whose} {name}".strip())
         self.slider.param.watch(self._slid, "value")
 
-    def _make_slider(self, name: str, value: float) -> None:
+    def _make_slider(self, name: str, value: float, full: str) -> None:
         low, high = slider_range(self.hyper)
         step = 1 if self.hyper.scale == "integer" else (high - low) / 400
         look = {"show_value": False, "tooltips": False, "size": "small", "description": self.hyper.doc}
         self.slider = pmui.FloatSlider(
-            label=name, start=low, end=high, step=step, value=to_slider(self.hyper, value), **look, **ONE_LINE
+            label=full, start=low, end=high, step=step, value=to_slider(self.hyper, value), **look, **ONE_LINE
         )
+        self.slider.param.update(value_label=words(value), sx=shown_as(name) if name != full else None)
         self.slider._priority_changes = ["value"]
-        self.box = pmui.TextInput(label="", value=words(value), size="small", width=92, margin=(10, 0, 0, 8))
+        box = {"size": "small", "width": 92, "margin": (10, 0, 0, 8)}
+        self.box = pmui.TextInput(label="", placeholder=full, value=words(value), **box)  # its name, as it has no label
         self.box.param.watch(self._typed, "value")
         self.error = pn.pane.Str(
             "", visible=False, styles={"color": "var(--mui-palette-error-main, #c62828)"}, margin=0
@@ -104,7 +117,7 @@ class HyperControl:
             return
         self._quiet = True
         try:
-            self.box.value = self._box_echo.tell(words(self.value))
+            self.box.value = self.slider.value_label = self._box_echo.tell(words(self.value))
             self.error.visible = False
         finally:
             self._quiet = False
@@ -119,8 +132,8 @@ class HyperControl:
             self._set_slider()
             return
         self.value = value
-        self._set_box()
         self.turned(value)
+        self._set_box()
 
     def _typed(self, event: Any) -> None:
         if self._quiet:

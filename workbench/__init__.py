@@ -8,6 +8,7 @@ from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.flows import measures
 from workbench.flows.fields import Field, exact_field
+from workbench.flows.store import load_field, save_field
 from workbench.flows.trained import trained_field
 from workbench.flows.training import flow_training
 from workbench.optimizers.base import Optimizer
@@ -48,12 +49,14 @@ __all__ = [
     "flow_training",
     "from_points",
     "load_data",
+    "load_field",
     "make",
     "measures",
     "open",
     "rollout",
     "sampling",
     "save",
+    "save_field",
     "side_by_side",
     "trained_field",
     "training",

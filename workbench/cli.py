@@ -1,4 +1,4 @@
-"""The command line: `workbench list | run | train | sweep | bench | serve`.
+"""The command line: `workbench list | run | train | flow | sweep | bench | serve`.
 
 Every command that reports takes `--json`. What a person got wrong is one sentence on standard error and exit code 2.
 """
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   workbench run rosenbrock adam --steps 500 --hyper lr=0.1
   workbench run "x**2 + 3*y**2" sgd --hyper lr=0.01,0.1,0.4 --start -1,1
   workbench train mlp digits adam --batch-size 64 --hyper width=64
+  workbench flow two-moons --coupling minibatch-ot --steps 2000 --save moons.safetensors
   workbench sweep rosenbrock momentum lr=1e-4:1:log:32 momentum=0:0.99:linear:16 --steps 500
   workbench serve                                  the apps, in a browser
 """
@@ -111,6 +112,14 @@ def _parser(others: dict[str, str]) -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=int, metavar="N", help="samples a step (default 128)")
     train.add_argument("--every", type=int, metavar="N", help="measure one step in so many (default: ten in all)")
     _common(train)
+    flow = add("flow", _flow, "Train a flow from the unit normal to a density, and keep its field.")
+    flow.add_argument("target", metavar="DENSITY", help="a density's name, such as eight-gaussians")
+    for name, usual in (("objective", "flow-matching"), ("coupling", "independent"), ("interpolant", "linear-path")):
+        flow.add_argument(f"--{name}", default=usual, metavar="NAME", help=f"of the catalogue (default {usual})")
+    flow.add_argument("--optimizer", default="adam", metavar="NAME", help="of the catalogue (default adam)")
+    flow.add_argument("--batch-size", type=int, default=256, metavar="N", help="pairs a step (default 256)")
+    flow.add_argument("--settle", action="store_true", help="divide lr by five for the last third of the steps")
+    _common(flow, plot=False)
     sweep = add("sweep", _sweep, "Descend once for each value of one or two hyperparameters, all at once.")
     _surface(sweep)
     words = "NAME=LOW:HIGH:SCALE:COUNT with SCALE linear, log or integer; one or two of them"
@@ -132,13 +141,16 @@ def _surface(parser: argparse.ArgumentParser) -> None:
     _common(parser)
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, *, plot: bool = True) -> None:
     words = "a hyperparameter or a setting; NAME=A,B,C runs once for each value, all at once"
     parser.add_argument("--steps", type=int, default=500, metavar="N", help="how many (default 500)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
     parser.add_argument("--hyper", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=words)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default float32")
     parser.add_argument("--device", type=_device, default="cpu", help="such as cuda (default cpu)")
+    if not plot:
+        parser.add_argument("--save", metavar="FILE.safetensors", help="keep the field (wb.load_field reads it)")
+        return
     parser.add_argument("--save", metavar="PATH", help="keep the record in this folder (wb.open reads it)")
     parser.add_argument("--plot", metavar="FILE.html", help="write the figure as one HTML file")
 
@@ -203,6 +215,36 @@ def _train(args: argparse.Namespace) -> int:
     every = args.every or max(1, args.steps // 10)
     record, seconds = _rolled(args, routine, given, every=every, probes=("train", "heldout"))
     report(args, record, seconds)
+    return 0
+
+
+def _flow(args: argparse.Namespace) -> int:
+    import torch
+
+    import workbench as wb
+    from workbench.catalogue import find
+
+    given = {"width": 128, "depth": 3, "activation": "silu", **_hypers(args.hyper)}
+    sizes, known = _settings(find("models", "a model", "mlp").make, given)
+    network = wb.make("mlp", **{name: int(v) if isinstance(v, float) else v for name, v in sizes.items()})
+    parts = {name: getattr(args, name) for name in ("coupling", "interpolant", "optimizer", "batch_size", "device")}
+    dtype = getattr(torch, args.dtype)
+    routine = wb.flow_training(None, args.target, args.objective, network=network, dtype=dtype, **parts)
+    _check_names(given, {*routine.hypers, *known})
+    began = time.perf_counter()
+    session = wb.Session(routine, seed=args.seed, hyper=given)
+    late = args.steps // 3 if args.settle else 0
+    session.step(args.steps - late)
+    if late:
+        session.set(lr=session.hyper["lr"] / 5).step(late)
+    seconds = time.perf_counter() - began
+    if args.save:
+        wb.save_field(routine.field(session.state), args.save)
+    _, arrays = session.trace()
+    loss = float(np.mean(arrays["loss"][-100:])) if arrays else float("nan")
+    row = {"target": args.target, "objective": args.objective, "steps": session.index, "status": session.status[0]}
+    row |= {"loss": loss, "seconds": round(seconds, 2), "field": args.save or ""}
+    print_json(row) if args.json else print_table(tuple(row), [tuple(row.values())])
     return 0
 
 

@@ -41,17 +41,6 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
     return loss.detach(), gradient
 
 
-def value_and_gradient_by_blocks(
-    function: Callable[[list[Tensor]], Tensor], x: Tensor, space: Space
-) -> tuple[Tensor, Tensor]:
-    """The same for one run, by the blocks of its parameters: the tape has no splitting and joining to undo."""
-    with torch.enable_grad():
-        blocks = [block.requires_grad_() for block in space.blocks(x.detach().view(-1))]
-        loss = function(blocks)
-        gradients = torch.autograd.grad(loss, blocks, torch.ones_like(loss))
-    return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients]).unsqueeze(0)
-
-
 def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Points that stay put once a run has stopped being finite, and the step at which that happened per run.
 
@@ -118,12 +107,6 @@ class Descent(Routine):
         return self.objective.draw(key, state.x)
 
     def step(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
-        new, info = self.move(state, hyper, noise)
-        x, diverged = guard(state.x, new.x, state.diverged, state.k, 0)
-        return new._replace(x=x, diverged=diverged), info
-
-    def move(self, state: DescentState, hyper: Mapping[str, Tensor], noise: Any) -> tuple[DescentState, dict]:
-        """The step without the guard against divergence."""
         seen: dict[str, Tensor] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
@@ -133,8 +116,9 @@ class Descent(Routine):
             return loss, gradient
 
         turned = hyper if self.schedule is None else {**hyper, "lr": hyper["lr"] * self.schedule(state.k)}
-        x, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
-        return DescentState(x, method, state.k + 1, state.diverged), {**seen, **info}
+        moved, method, info = self.method.step(self.space, oracle, state.x, state.method, turned, noise)
+        x, diverged = guard(state.x, moved, state.diverged, state.k, 0)
+        return DescentState(x, method, state.k + 1, diverged), {**seen, **info}
 
     def observe(self, state: DescentState) -> dict[str, Tensor]:
         return self.observe_points(state.x)

@@ -269,14 +269,25 @@ class Session:
 
     # ---- keeping
 
-    def record(self, *, every: int = 1) -> xr.Dataset:
-        """The run from step 0 to here as a record, by replaying it with its edits."""
+    def record(self, *, every: int = 1, watch: Callable[[float], None] | None = None) -> xr.Dataset:
+        """The run from step 0 to here as a record, by replaying it with its edits.
+
+        Args:
+            every: one frame in so many steps is kept.
+            watch: called before each step with the share replayed, 0 to 1; what it raises ends the replay.
+        """
         with self._turn():
             collected = Collector(self.routine, self.probes, every)
             state = self.routine.init(self._key.stream("init"), start=self.start, runs=self._runs)
             line, end = self._timeline.upto(self.index), self.index
         hyper_at = _cached(lambda k: self.routine.normalise({**self.first, **line.in_force(k)}), line)
-        final = collected.run(state, hyper_at, self._key, 0, end)
+
+        def watched(k: int) -> dict:
+            if watch is not None:
+                watch(k / end)
+            return hyper_at(k)
+
+        final = collected.run(state, watched, self._key, 0, end)
         given = {"seed": self.seed, "start": self.start, "hyper": self.first, "edits": line.edits}
         return records.build(self.routine, collected, final, {**given, "steps": end, "mode": "eager"})
 
@@ -416,7 +427,13 @@ def _play(reference: "weakref.ref[Session]") -> None:
         if n:
             session._tell()
         del session
-        time.sleep(0 if n else 0.001)
+        time.sleep(0 if n else _rest(began, made, speed))
+
+
+def _rest(began: float, made: int, speed: float | None) -> float:
+    """Seconds until the next step is due, 1 to 5 ms: looking more often takes time from other threads."""
+    due = (made + 1) / speed - (time.perf_counter() - began) if speed else 0.0
+    return min(max(due, 0.001), 0.005)
 
 
 def _cached(make: Callable[[int], dict], line: Timeline) -> Callable[[int], dict]:

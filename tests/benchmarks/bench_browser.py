@@ -140,7 +140,7 @@ def slider(quick):
             page.wait_for_function(DRAWN, timeout=60_000)
             page.get_by_role("button", name="Play or pause").click()
             number = "Object.values(window.__players)[0].lastNumber"
-            found["ours"] = delays(page, page.get_by_role("slider", name="lr").first, number, tries)
+            found["ours"] = delays(page, page.get_by_role("slider", name="sgd lr"), number, tries)
         with running(sys.executable, str(script), str(bare), port=bare) as url:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(url)

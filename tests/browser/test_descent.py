@@ -1,72 +1,33 @@
 """The Descent app as a person uses it: play, slide, go back, branch, take away, share."""
 
-import re
 import subprocess
 import sys
 
-import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
 import workbench as wb
-
-TIMEOUT = 30_000
-PLAYER = "Object.values(window.__players)[0]"
-
-
-def open_app(page, url):
-    """Goes to the app; returns the page once the picture is drawn."""
-    page.goto(url, timeout=TIMEOUT)
-    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
-    return page
-
-
-def press(page, name):
-    page.get_by_role("button", name=name).first.click()
-
-
-def standing(page):
-    """(step, furthest step) as the page says."""
-    text = page.get_by_role("status").first.inner_text()
-    return tuple(int(number.replace(",", "")) for number in re.search(r"step ([\d,]+) of ([\d,]+)", text).groups())
-
-
-def until(page, holds, what):
-    """Waits until `holds()` is true."""
-    for _ in range(TIMEOUT // 100):
-        if holds():
-            return
-        page.wait_for_timeout(100)
-    pytest.fail(f"expected {what}; the page says {page.get_by_role('status').first.inner_text()!r}")
-
-
-def linked(page, text):
-    """Waits until the address holds a text."""
-    until(page, lambda: text in page.url, f"{text!r} in the address, got {page.url}")
-
-
-def play_to(page, step):
-    press(page, "Play or pause")
-    until(page, lambda: standing(page)[0] >= step, f"step {step} to be passed while it plays")
-    press(page, "Play or pause")
-    linked(page, "step=")
-
-
-def quiet(page):
-    assert page.console_errors == []
-
-
-def download(page, name):
-    with page.expect_download(timeout=TIMEOUT) as caught:
-        page.get_by_role("button", name=name).last.click()
-    return caught.value.path()
+from tests.browser.driving import (
+    PHONE,
+    PLAYER,
+    TIMEOUT,
+    download,
+    linked,
+    open_app,
+    play_to,
+    press,
+    quiet,
+    said,
+    standing,
+    until,
+)
 
 
 def test_it_plays_turns_while_it_plays_goes_back_and_branches(server, page):
     open_app(page, f"{server}/descent")
     press(page, "Play or pause")
     until(page, lambda: standing(page)[0] > 20, "the step to move")
-    rate = page.get_by_role("slider", name="lr").first
+    rate = page.get_by_role("slider", name="sgd lr")
     rate.focus()
     for _ in range(5):
         page.keyboard.press("ArrowLeft")
@@ -79,6 +40,23 @@ def test_it_plays_turns_while_it_plays_goes_back_and_branches(server, page):
     press(page, "Branch")
     until(page, lambda: standing(page) == (stood - 1, stood - 1), "a line of time that ends here")
     expect(page.get_by_role("combobox", name="line")).to_contain_text("B")
+    quiet(page)
+
+
+def test_every_slider_and_box_has_a_name_of_its_own_and_tells_its_value(server, page):
+    open_app(page, f"{server}/descent")
+    sliders = page.get_by_role("slider")
+    until(page, lambda: sliders.count() >= 9, "the step and eight sliders of three cards")
+    names = [slider.get_attribute("aria-label") for slider in sliders.all()]
+    assert {"sgd lr", "momentum lr", "adam lr"} <= set(names)
+    assert len(set(names)) == len(names)
+    for slider, name in zip(sliders.all(), names, strict=True):
+        if name != "step":
+            box = page.get_by_role("textbox", name=name, exact=True)
+            assert box.input_value() == slider.get_attribute("aria-valuetext")
+    rate = page.get_by_role("slider", name="adam lr")
+    rate.press("ArrowRight")
+    until(page, lambda: rate.get_attribute("aria-valuetext") == "0.207", "the slider to tell the rate")
     quiet(page)
 
 
@@ -124,13 +102,36 @@ def test_what_is_taken_away_is_right(server, new_page, tmp_path):
     quiet(replay)
 
 
+def test_while_a_record_is_made_it_plays_on_and_cancel_ends_it(server, page):
+    open_app(page, f"{server}/descent?step=4000")
+    until(page, lambda: standing(page)[0] == 4000 and "replaying" not in said(page), "the step of the link")
+    files = []
+    page.on("download", lambda file: files.append(file.suggested_filename))
+    record, cancel = page.get_by_role("button", name="Record"), page.get_by_role("button", name="Cancel").first
+    expect(cancel).to_be_hidden()
+    record.click()
+    until(page, lambda: "making the record" in said(page), "progress")
+    expect(record).to_be_disabled()
+    expect(page.get_by_role("button", name="Page that plays")).to_be_disabled()
+    press(page, "Play or pause")
+    until(page, lambda: standing(page)[0] > 4020 and "making the record" in said(page), "it to play meanwhile")
+    cancel.click()
+    expect(page.get_by_text("Cancelled: the record was not made.")).to_be_visible(timeout=TIMEOUT)
+    expect(record).to_be_enabled()
+    press(page, "Play or pause")
+    assert files == []
+    for _ in range(2):
+        assert b"rosenbrock" in download(page, "Python script").read_bytes()
+    quiet(page)
+
+
 def test_the_address_opens_the_same_step_and_two_visitors_do_not_see_each_other(server, new_page):
     page = open_app(new_page(), f"{server}/descent?surface=himmelblau")
     play_to(page, 15)
-    stood, rate = standing(page), page.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow")
+    stood, rate = standing(page), page.get_by_role("slider", name="sgd lr").get_attribute("aria-valuenow")
     other = open_app(new_page(), page.url)
     until(other, lambda: standing(other)[0] == stood[0], f"step {stood[0]} from the address")
-    assert other.get_by_role("slider", name="lr").first.get_attribute("aria-valuenow") == rate
+    assert other.get_by_role("slider", name="sgd lr").get_attribute("aria-valuenow") == rate
     expect(other.get_by_role("combobox", name="Surface")).to_contain_text("Himmelblau")
     press(other, "Back to step 0")
     until(other, lambda: standing(other) == (0, 0), "step 0")
@@ -168,9 +169,7 @@ def test_tabs_draw_and_the_heat_map_finishes(server, page):
 
 
 def test_a_phone_shows_it_all_without_scrolling_sideways(server, new_page):
-    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-    agent = "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 Chrome/140.0 Mobile Safari/537.36"
-    page = open_app(new_page(**phone, user_agent=agent), f"{server}/descent")
+    page = open_app(new_page(**PHONE), f"{server}/descent")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     press(page, "One step on")
     until(page, lambda: standing(page) == (1, 1), "one step")

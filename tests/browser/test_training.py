@@ -3,42 +3,14 @@
 import re
 
 import numpy as np
-import pytest
 from playwright.sync_api import expect
 
 import workbench as wb
-
-TIMEOUT = 30_000
-PLAYER = "Object.values(window.__players)[0]"
-PHONE = "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Mobile Safari/537.36"
-
-
-def open_app(page, url):
-    """Goes to the app; returns the page once the picture is drawn."""
-    page.goto(url, timeout=TIMEOUT)
-    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
-    return page
-
-
-def press(page, name):
-    page.get_by_role("button", name=name).first.click()
-
-
-def said(page):
-    return page.get_by_role("status").first.inner_text()
+from tests.browser.driving import PHONE, TIMEOUT, download, open_app, play_to, press, quiet, said, standing, until
 
 
 def step(page):
-    return int(re.search(r"step ([\d,]+) of", said(page)).group(1).replace(",", ""))
-
-
-def until(page, holds, what):
-    """Waits until `holds()` is true."""
-    for _ in range(TIMEOUT // 100):
-        if holds():
-            return
-        page.wait_for_timeout(100)
-    pytest.fail(f"expected {what}; the page says {said(page)!r}")
+    return standing(page)[0]
 
 
 def accuracy(page):
@@ -53,19 +25,6 @@ def slide(page, name, keys):
     slider.focus()
     for key in keys:
         page.keyboard.press(key)
-
-
-def download(page, name):
-    with page.expect_download(timeout=TIMEOUT) as caught:
-        page.get_by_role("button", name=name).last.click()
-    return caught.value.path()
-
-
-def train(page, steps):
-    press(page, "Play or pause")
-    until(page, lambda: step(page) >= steps, f"{steps} steps")
-    press(page, "Play or pause")
-    until(page, lambda: "step=" in page.url, "the step in the address")
 
 
 def test_it_learns_digits_explodes_goes_back_and_trains_on_at_half_the_rate(server, page):
@@ -88,7 +47,7 @@ def test_it_learns_digits_explodes_goes_back_and_trains_on_at_half_the_rate(serv
     expect(page.get_by_text(re.compile(r"\d+ of 359 held-out samples classified wrong"))).to_be_visible(timeout=TIMEOUT)
     page.get_by_role("tab", name="Layers").click()
     expect(page.get_by_text("Norm of the full training gradient in each block").first).to_be_visible(timeout=TIMEOUT)
-    assert page.console_errors == []
+    quiet(page)
 
 
 def test_a_bad_file_is_answered_beside_its_button_and_a_good_one_is_learned_from(server, page, tmp_path):
@@ -108,11 +67,11 @@ def test_a_bad_file_is_answered_beside_its_button_and_a_good_one_is_learned_from
     answer = page.get_by_text("good.csv: 64 samples to train on, 16 held out, 2 inputs, 2 classes.")
     expect(answer).to_be_visible(timeout=TIMEOUT)
     until(page, lambda: step(page) == 0, "a new run")
-    train(page, 30)
+    play_to(page, 30)
     assert "file" in page.url
     other = open_app(page.context.new_page(), page.url)
     expect(other.get_by_text("expected the file 'good.csv'")).to_be_visible(timeout=TIMEOUT)
-    assert page.console_errors == []
+    quiet(page)
 
 
 def test_what_is_taken_away_is_right_and_a_link_reopens_the_same(server, page, new_page, tmp_path):
@@ -150,17 +109,16 @@ def test_what_is_taken_away_is_right_and_a_link_reopens_the_same(server, page, n
         counts.append(headline.inner_text())
     assert counts[0] == counts[1]
     for one in (page, alone, again):
-        assert one.console_errors == []
+        quiet(one)
     assert wb.__version__ in script
 
 
 def test_on_a_phone_it_trains_and_nothing_reaches_beyond_the_width(server, new_page):
-    page = new_page(viewport={"width": 390, "height": 844}, user_agent=PHONE, has_touch=True, is_mobile=True)
-    open_app(page, f"{server}/training")
+    page = open_app(new_page(**PHONE), f"{server}/training")
     press(page, "Play or pause")
     until(page, lambda: step(page) > 20, "some steps")
     press(page, "Play or pause")
     page.get_by_role("tab", name="Curves").scroll_into_view_if_needed()
     expect(page.get_by_text("Loss, mean per sample").first).to_be_visible(timeout=TIMEOUT)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.console_errors == []
+    quiet(page)

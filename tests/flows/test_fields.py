@@ -188,8 +188,8 @@ def test_at_the_last_time_of_points_the_data_are_the_nearest_point_and_the_sourc
     field, points = field_of("normal to points"), POINTS.exact.means.to(dtype)
     x = points + torch.tensor([0.1, -0.05], dtype=dtype)
     made = field(x, torch.tensor(1.0, dtype=dtype))
-    assert torch.equal(made.data, points)
-    assert torch.equal(made.velocity, points)  # E[x1 | x] - E[x0]
+    assert float((made.data - points).abs().max()) < 1e-30  # no point weighs less than e⁻⁸⁰
+    assert float((made.velocity - points).abs().max()) < 1e-30  # E[x1 | x] - E[x0]
 
 
 @over_settings

@@ -12,17 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
+from workbench.problems.losses import LOSSES, cross_entropy, mse
 from workbench.problems.networks import ACTIVATIONS, KeyedDropout, Module
-from workbench.training import LOSSES, cross_entropy, mse
 from workbench.tree import same_bits
 
 LAYERS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    """Steps this small gain nothing from a second thread, and wait for it on a busy machine."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plain(name, **settings):

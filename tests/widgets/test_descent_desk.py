@@ -1,48 +1,28 @@
 """The Descent app without a page: commands, lines of time, links, the fan, the heat map."""
 
+import itertools
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 import workbench as wb
+from tests.widgets.desks import done
 from widgets.apps.curves import MOST, curves, decimate
 from widgets.apps.descent_ahead import HeatMap, around
 from widgets.apps.descent_desk import DescentDesk, new_label
+from widgets.apps.desk import TURNING_SECONDS
 from widgets.player import Paths, Points, encode_frame, encode_scene
 from workbench.tree import same_bits
 
 
 @pytest.fixture
-def make(tmp_path):
-    """A desk that is closed at the end; messages in `desk.said`."""
-    desks = []
-
-    def made(**query):
-        desk = DescentDesk(runs=tmp_path / "runs", query=query)
-        desk.said = []
-        desk.on("message", lambda text, kind: desk.said.append((kind, text)))
-        desk.wait()
-        desks.append(desk)
-        return desk
-
-    yield made
-    for desk in desks:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make):
-    return make()
-
-
-def done(desk, *commands):
-    for command in commands:
-        command()
-    desk.wait()
-    return desk
+def make(open_desk):
+    """`make(**query)`: a desk from a link."""
+    return lambda **query: open_desk(DescentDesk, query=query)
 
 
 def again(make, desk):
@@ -284,7 +264,8 @@ def test_the_script_makes_the_same_state(desk, tmp_path, monkeypatch):
 def test_a_saved_run_opens_again_at_the_same_state(desk):
     done(desk, lambda: desk.step(25), lambda: desk.turn("sgd.lr", 1e-4), lambda: desk.step(5))
     state = desk.session.state
-    done(desk, lambda: desk.save("mine"), desk.restart, lambda: desk.reopen("mine"))
+    done(desk, lambda: desk.save("mine"), desk.restart)
+    done(desk, lambda: desk.reopen("mine"))
     assert same_bits(desk.session.state, state)
     done(desk, lambda: desk.delete("mine"), lambda: desk.reopen("mine"))
     assert desk.said[-1][0] == "error"
@@ -404,6 +385,37 @@ def test_the_fan_follows_the_slider_and_the_moves(desk):
     assert desk.fan_result is None
 
 
+def test_the_picture_answers_before_the_fan_and_only_the_newest_value_has_one(desk):
+    told, held = [], threading.Event()
+    done(desk, lambda: desk.show_fan(on=True, label="adam", name="lr", count=5))
+    desk.on("frame", lambda frame: told.append(("frame", frame.number)))
+    desk.on("fan", lambda: told.append(("fan", desk.fan_result.now)))
+    desk.do(lambda: held.wait(20))
+    desk.turn("sgd.lr", 0.001)
+    desk.turn("adam.lr", 0.02)
+    held.set()
+    desk.wait()
+    answers = [row for row in told if row in (("frame", 1), ("frame", 2)) or row[0] == "fan"]
+    assert [row for row in answers if row[0] == "fan"] == [("fan", 0.02)]
+    assert answers.index(("frame", 2)) < answers.index(("fan", 0.02))
+
+
+def test_while_a_hand_turns_curves_are_drawn_less_often(desk):
+    drawn = []
+    desk.on("curves", lambda: drawn.append(time.perf_counter()))
+    done(desk, desk.toggle)
+    end = time.perf_counter() + 2
+    for k in itertools.count():
+        if time.perf_counter() > end:
+            break
+        desk.turn("sgd.lr", 0.001 + 1e-5 * k)
+        time.sleep(0.05)
+    done(desk, desk.toggle)
+    gaps = np.diff(drawn[2:-2])
+    assert len(gaps) >= 1
+    assert gaps.min() >= TURNING_SECONDS - 0.1
+
+
 def test_fan_values_are_legal_increasing_and_hold_the_present_one():
     for hyper, now in (
         (wb.Hyper(0.1, 0, 10, "log", (1e-5, 1)), 0.0371),
@@ -449,7 +461,7 @@ def test_a_heat_map_can_be_cancelled_and_lets_other_commands_in_between(desk):
     done(desk, lambda: desk.step(3))
     assert desk.session.index == 3
     assert desk.heat_map.done < 1
-    done(desk, desk.cancel)
+    done(desk, desk.cancel_heat)
     done(desk)
     stood = desk.heat_map.done
     done(desk)

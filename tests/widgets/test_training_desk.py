@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import workbench as wb
+from tests.widgets.desks import done, until
 from widgets.apps.training import BACK, TrainingDesk
 from widgets.apps.training_measures import Measures, measure
 from widgets.apps.training_picture import Picture
@@ -24,43 +25,9 @@ from workbench.tree import same_bits
 
 
 @pytest.fixture
-def make(tmp_path):
-    """A desk that is closed at the end; messages in `desk.said`, answers to uploads in `desk.answered`."""
-    desks = []
-
-    def made(query=None, **options):
-        desk = TrainingDesk(runs=tmp_path / "runs", query=query, **options)
-        desk.said, desk.answered = [], []
-        desk.on("message", lambda text, kind: desk.said.append((kind, text)))
-        desk.on("upload", lambda text, kind: desk.answered.append((kind, text)))
-        desk.wait()
-        desk.wait()  # what opening a link has queued
-        desks.append(desk)
-        return desk
-
-    yield made
-    for desk in desks:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make):
-    return make()
-
-
-def done(desk, *commands):
-    for command in commands:
-        command()
-    desk.wait()
-    desk.wait()
-    return desk
-
-
-def until(holds, seconds=30):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+def make(open_desk):
+    """`make(query, **options)`: a desk from a link, or of a model or data of one's own."""
+    return lambda query=None, **options: open_desk(TrainingDesk, query=query, **options)
 
 
 def table(rows=60, words=True, seed=0):

@@ -166,6 +166,7 @@ def _axis(title: str, around: list[float], log: bool, ink: Mapping[str, str]) ->
         "showline": True,
         "nticks": 7,
         "exponentformat": "power",
+        "ticklabeloverflow": "allow",  # otherwise every label is measured at every redraw
     }
     return {**axis, "type": "log", "dtick": max(1, round((around[1] - around[0]) / 6))} if log else axis
 

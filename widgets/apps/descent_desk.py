@@ -114,11 +114,11 @@ class DescentDesk(Desk):
             self._tracks[session] = made, past
         return made.grow(session)
 
-    def status(self) -> str:
+    def ending(self) -> str:
         if self.all_lost:
-            return f"step {self.session.index:,} · every method diverged: lower lr, or press Back"
-        hint = " · press Play, or click in the picture to set the start" if self.session.head == 0 else ""
-        return super().status() + hint
+            return "every method diverged: lower lr, or press Back"
+        hint = "press Play, or click in the picture to set the start" if self.session.head == 0 else ""
+        return super().ending() or hint
 
     @property
     def all_lost(self) -> bool:
@@ -149,7 +149,7 @@ class DescentDesk(Desk):
 
     def turn_surface(self, name: str, value: Any) -> None:
         """Turn a hyperparameter of the surface (its noise) for every method together."""
-        self.do(lambda: self._turn_all({f"{label}.{name}": value for label in self.labels}), newest=f"turn {name}")
+        self._ask({f"{label}.{name}": value for label in self.labels}, newest=f"turn {name}")
 
     def show_fan(self, **choice: Any) -> None:
         """Choose the fan: `on`, `label` of a method, `name` of its hyperparameter, `count` of values (2 to 64)."""
@@ -159,8 +159,8 @@ class DescentDesk(Desk):
         """Begin a heat map of final losses; a newer one takes the place of one under way."""
         self.do(lambda: self._draw_heat(label, x, y, steps, side))
 
-    def cancel(self) -> None:
-        super().cancel()
+    def cancel_heat(self) -> None:
+        """Stop drawing the heat map."""
         if self.heat_map is not None:
             self.heat_map.cancelled = True
 
@@ -379,7 +379,10 @@ class DescentDesk(Desk):
 
     def _turn_all(self, values: Any) -> None:
         super()._turn_all(values)
-        self._fan()
+        if self.fan_choice["on"]:
+            self.tell("frame", self.picture())  # the answer first: a fan takes a while
+            if not any(name.startswith("turn ") for name in list(self._newest)):  # a newer value brings its own
+                self._fan()
 
     def step(self, n: int = 1) -> None:
         super().step(n)

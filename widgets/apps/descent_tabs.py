@@ -13,6 +13,7 @@ from widgets.apps.descent_ahead import STEPS
 from widgets.apps.descent_desk import fan_names, method_name
 from widgets.apps.descent_paths import parts_of
 from widgets.apps.descent_record import path_record
+from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD
 from workbench import figures
 
@@ -56,7 +57,7 @@ class CurvesTab(Tab):
     title, often = "Curves", True
 
     def make(self) -> Any:
-        self.panes = [pn.pane.Plotly(None, min_height=200, **PLOT) for _ in range(2)]
+        self.panes = [LivePlot(None, min_height=200, **PLOT) for _ in range(2)]
         return pn.Column(*self.panes, sizing_mode="stretch_both", margin=0)
 
     def draw(self) -> None:
@@ -78,7 +79,7 @@ class FanTab(Tab):
         self.label = pmui.Select(label="Method", **FIELD)
         self.name = pmui.Select(label="Hyperparameter", **FIELD)
         self.count = pmui.Select(label="Values", options=COUNTS, value=33, **FIELD)
-        self.pane = pn.pane.Plotly(None, min_height=220, **PLOT)
+        self.pane = LivePlot(None, min_height=220, **PLOT)
         self._quiet = False
         self._drawn: Any = None
         self.refill()
@@ -146,7 +147,7 @@ class HeatTab(Tab):
         self.pane = pn.pane.Plotly(None, min_height=260, **PLOT)
         self.label.param.watch(lambda event: self._names(), "value")
         self.run.on_click(lambda event: self._begin())
-        self.stop.on_click(lambda event: self.desk.cancel())
+        self.stop.on_click(lambda event: self.desk.cancel_heat())
         self.pane.param.watch(self._clicked, "click_data")
         self._drawn: Any = None
         self.refill()

@@ -72,7 +72,7 @@ class DescentShell(Shell):
         self._draw_tab()
 
     def refresh(self) -> None:
-        values = self.desk.session.hyper
+        values = self.desk.hyper
         for name, control in self.hyper.items():
             if name in values:
                 control.show(values[name])
@@ -176,7 +176,7 @@ class DescentShell(Shell):
     def _control(self, label: str, name: str, hyper: wb.Hyper) -> Any:
         full = f"{label}.{name}"
         turned: Callable[[Any], None] = functools.partial(self.desk.turn, full)
-        control = HyperControl(hyper, self.desk.session.hyper[full], turned)
+        control = HyperControl(hyper, self.desk.session.hyper[full], turned, whose=label)
         self.hyper[full] = control
         return control.view
 

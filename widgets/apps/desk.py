@@ -6,6 +6,7 @@ waits; what changed is told to listeners by signal: "frame" (the picture), "curv
 """
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -18,13 +19,23 @@ from typing import Any
 
 import workbench as wb
 from widgets.apps import files, link
+from widgets.apps.making import Maker
 from widgets.player import Frame, Scene, export_html
 
 FRAME_SECONDS = 1 / 60
 CURVE_SECONDS = 1 / 6
+TURNING_SECONDS, HAND_SECONDS = 0.5, 0.4
+"""Between two drawings of curves while a hand is on a slider, and how long after its last turn it is thought to be."""
 TRAVEL_SECONDS = 0.2
 """How long a journey through time may take between two looks at whether it is still wanted."""
 MAX_LINES = 6
+GIVES: dict[str, tuple[str, Callable[[Any], bytes]]] = {
+    "script": ("the script", lambda desk: desk.script().encode()),
+    "record": ("the record", lambda desk: files.netcdf(desk.record())),
+    "page": ("the page that plays", lambda desk: desk.html().encode()),
+}
+"""What can be taken away of a run: in words, and how a desk makes it."""
+SAVED = "the saved run"
 QUIET = object()
 """What a command returns when nothing has to be shown again."""
 log = logging.getLogger("widgets")
@@ -63,11 +74,17 @@ class Desk:
         self.progress: tuple[str, float] | None = None
         """What takes long just now and how much of it is done, 0 to 1; None when nothing does."""
         self._stop = False
+        self.maker = Maker(self.tell)
+        self.going: Callable[[float], None] = lambda share: None
+        """Called by what makes something to take away with the share done, 0 to 1; raises when nobody wants it."""
         self.can_draw: Callable[[], bool] = lambda: True
         self._signals: dict[str, list[Callable]] = {}
         self._last = {"frame": 0.0, "curves": 0.0}
+        self._turned = 0.0
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
         self._newest: dict[str, Callable[[], None]] = {}
+        self._asked: dict[str, Any] = {}
+        self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
         self._thread.start()
         self._open(dict(query or {}))
@@ -113,6 +130,15 @@ class Desk:
         """The live session."""
         return self.line.session
 
+    @property
+    def hyper(self) -> dict[str, Any]:
+        """Hyperparameters of the live session, and over them what has been asked for and is not carried out yet.
+
+        Controls show these: the session alone is a moment behind, and would put a slider back under a moving hand.
+        """
+        with self._asking:
+            return {**self.session.hyper, **self._asked}
+
     def picture(self) -> Frame:
         """The frame to show now, numbered by the edits it knows of, so that a page can tell when a turn has arrived."""
         edits = len(self.session.edits)
@@ -124,12 +150,22 @@ class Desk:
         words = [f"step {session.index:,} of {session.head:,}"]
         if self.progress:
             words.append(f"{self.progress[0]} {self.progress[1]:.0%}")
+        if making := self.maker.progress:
+            words.append(f"making {making[0]} {making[1]:.0%}")
+        return " · ".join([*words, *filter(None, [self.ending()])])
+
+    def ending(self) -> str:
+        """Why it stopped, in words; "" when it did not."""
+        session = self.session
         bad = [word for word in session.status if word != "ok"]
         if bad:
-            words.append(bad[0] if len(bad) == 1 else f"{len(bad)} of {len(session.status)} diverged")
-        elif session.stopped:
-            words.append(session.stopped)
-        return " · ".join(words)
+            return bad[0] if len(bad) == 1 else f"{len(bad)} of {len(session.status)} diverged"
+        return session.stopped
+
+    @property
+    def busy(self) -> bool:
+        """Whether something takes long just now that `cancel` would stop."""
+        return self.progress is not None or self.maker.progress is not None
 
     def on(self, signal: str, callback: Callable) -> Callable[[], None]:
         """Call back when something changed, from the desk's or the session's thread; returns what ends that."""
@@ -181,11 +217,12 @@ class Desk:
 
     def turn(self, name: str, value: Any) -> None:
         """Turn a hyperparameter. In the past this leaves the old future as a line of its own."""
-        self.do(lambda: self._turn(name, value), newest=f"turn {name}")
+        self._ask({name: value}, newest=f"turn {name}")
 
     def cancel(self) -> None:
-        """Stop what takes long (a journey through time), where it is."""
+        """Stop what takes long: a journey through time, where it is; something to take away, which is not made."""
         self._stop = True
+        self.maker.cancel()
 
     def branch(self) -> None:
         """Keep this line of time as it is and go on from here along a new one."""
@@ -206,9 +243,14 @@ class Desk:
     def click(self, x: float, y: float) -> None:
         """A click on the picture, in its coordinates."""
 
+    def take(self, what: str, given: Callable[[bytes], None]) -> None:
+        """Make a "script", "record" or "page" of the live run as it stands; `given` gets it on the making thread."""
+        words, make = GIVES[what]
+        self._make(words, lambda still: given(make(still)))
+
     def save(self, name: str) -> None:
-        """Save the live run under a name."""
-        self.do(lambda: self._save(name))
+        """Save the live run, as it stands, under a name."""
+        self._make(SAVED, lambda still: still._save(name))
 
     def reopen(self, name: str) -> None:
         """Open a saved run: settings, edits and place as they were saved."""
@@ -222,13 +264,14 @@ class Desk:
         """Return when every command given so far has been carried out (for tests and notebooks)."""
         done = threading.Event()
         self.do(done.set)
-        if not done.wait(seconds):
+        if not (done.wait(seconds) and self.maker.wait(seconds)):
             raise TimeoutError(f"expected the desk to be done within {seconds} s")
 
     def close(self) -> None:
         """Stop everything; for when a page has gone."""
         if not self.closed:
             self.closed = True
+            self.maker.cancel()
             for line in self.lines:
                 line.session.close()
             self._signals.clear()
@@ -248,7 +291,7 @@ class Desk:
 
     def record(self) -> Any:
         """The live run as a record, in at most about 2,000 frames."""
-        return self.session.record(every=max(1, self.session.index // 2000))
+        return self.session.record(every=max(1, self.session.index // 2000), watch=self.going)
 
     def html(self) -> str:
         """The live run as one page that plays by itself, in at most 300 frames."""
@@ -256,8 +299,15 @@ class Desk:
         end = session.index
         steps = sorted({round(i * end / min(299, max(end, 1))) for i in range(min(299, end) + 1)})
         with session:
-            frames = [self.frame(session.seek(step)) for step in steps]
+            frames = [self._frame_at(session, step) for step in steps]
         return export_html(self.scene(), frames, title=self.title, series=self.series(steps), meta=self.meta())
+
+    def _frame_at(self, session: wb.Session, step: int) -> Frame:
+        """The frame of a step, for an export; the way there is made in pieces, so that it can be cancelled."""
+        while session.index != step:
+            self.going(session.index / max(1, self.session.index))
+            session.seek(min(step, session.index + 20) if session.index < step else step)
+        return self.frame(session)
 
     def series(self, steps: list[int]) -> dict[str, Any]:
         """Curves under an exported picture: by name, one value (or one a method) for each of these steps."""
@@ -276,7 +326,40 @@ class Desk:
 
     # ---- inside
 
+    def still(self) -> "Desk":
+        """This desk as it stands, with a branch of the live run alone: what others do meanwhile does not reach it."""
+        still = copy.copy(self)
+        still.lines, still.live, still.going = [Line("A", self.session.branch())], 0, self.maker.step
+        return still
+
+    def _make(self, what: str, make: Callable[[Any], None]) -> None:
+        """Begin to make something of a still of this desk, unless something else is being made."""
+        if self.closed:
+            return
+        try:
+            self.maker.begin(what)
+        except ValueError as error:
+            self.tell("message", str(error), "warning")
+            return
+        self.tell("state")
+        self.do(lambda: self._make_still(make))
+
+    def _make_still(self, make: Callable[[Any], None]) -> Any:
+        try:
+            still = self.still()
+        except BaseException:
+            self.maker.end()
+            raise
+
+        def work() -> None:
+            with still.session:
+                make(still)
+
+        self.maker.run(work)
+        return QUIET
+
     def _save(self, name: str) -> None:
+        files.place(self.runs, name)  # a name that will not do is said before the work
         record = self.record()
         record.attrs.update(app=self.name, link=json.dumps(self.query()))
         files.save(self.runs, name, record)
@@ -385,8 +468,25 @@ class Desk:
         else:
             session.play(self.speed)
 
-    def _turn(self, name: str, value: Any) -> None:
-        self._turn_all({name: value})
+    def _ask(self, values: dict[str, Any], *, newest: str) -> None:
+        """Queue a turn of several hyperparameters together."""
+        with self._asking:
+            self._asked.update(values)
+        self.do(lambda: self._answer(values), newest=newest)
+
+    def _answer(self, values: dict[str, Any]) -> Any:
+        """Turn, and show the picture first: while it plays, curves and transport follow with the next tick."""
+        try:
+            self._turn_all(values)
+        finally:
+            with self._asking:
+                for name in [name for name, value in values.items() if self._asked.get(name) is value]:
+                    del self._asked[name]
+        self._turned = time.perf_counter()
+        if not self.session.playing:
+            return None
+        self.tell("frame", self.picture())
+        return QUIET
 
     def _turn_all(self, values: Mapping[str, Any]) -> None:
         """Turn several together; nothing happens when all stand there already, or one is not legal."""
@@ -453,7 +553,8 @@ class Desk:
         if due or not session.playing:  # the picture a run stops at is always shown
             self._last["frame"] = now
             self.tell("frame", self.picture())
-        if now - self._last["curves"] >= CURVE_SECONDS or not session.playing:
+        rest = TURNING_SECONDS if now - self._turned < HAND_SECONDS else CURVE_SECONDS
+        if now - self._last["curves"] >= rest or not session.playing:
             self._last["curves"] = now
             self.tick(session)
             self.tell("curves")
@@ -461,8 +562,8 @@ class Desk:
 
     def _show(self) -> None:
         """After a command: everything as it is now."""
+        self.tell("frame", self.picture())
         self.tell("state")
         if not self.session.playing:
             self.tick(self.session)
-        self.tell("frame", self.picture())
         self.tell("curves")

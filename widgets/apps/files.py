@@ -1,6 +1,6 @@
 """What apps give to take away, and the folder of saved runs."""
 
-import io
+import base64
 import re
 import tempfile
 from pathlib import Path
@@ -12,17 +12,17 @@ from workbench.record import delete, listing
 NAME = re.compile(r"[\w\-. ]{1,80}")
 
 
-def text(content: str) -> io.BytesIO:
-    """Text as a file to download."""
-    return io.BytesIO(content.encode())
-
-
-def netcdf(record: Any) -> io.BytesIO:
-    """A record as a NetCDF file to download."""
+def netcdf(record: Any) -> bytes:
+    """A record as a NetCDF file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.nc"
         record.to_netcdf(path, engine="h5netcdf")
-        return io.BytesIO(path.read_bytes())
+        return path.read_bytes()
+
+
+def data_uri(content: bytes) -> str:
+    """A file as an address that holds it, which a browser can save."""
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
 
 
 def names(runs: Path) -> list[str]:

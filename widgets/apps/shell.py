@@ -15,7 +15,7 @@ import panel as pn
 import panel_material_ui as pmui
 
 from widgets.apps import files
-from widgets.apps.desk import Desk
+from widgets.apps.desk import GIVES, SAVED, Desk
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -64,6 +64,10 @@ class Shell:
             object="", visible=False, closeable=True, margin=(0, 0, 8, 0), sizing_mode="stretch_width"
         )
         self.status = pn.pane.HTML("", margin=(0, 8), sizing_mode="stretch_width")
+        self.cancel = pmui.Button(label="Cancel", size="small", variant="outlined", visible=False, margin=(0, 8))
+        self.cancel.on_click(lambda event: desk.cancel())
+        self.makers: dict[str, Any] = {}
+        """Buttons that have something made, by what the desk calls it."""
         desk.can_draw = lambda: self.player.feed.idle
         self.player.on_click(desk.click)
         self.player.on_action(self._acted)
@@ -100,8 +104,10 @@ class Shell:
             header=[_home_link()],
             main_width=None,
             theme_toggle=True,
+            busy_indicator=None,
             sx={"& .main-content": {"overflow": "hidden auto !important"}},  # Page forbids scrolling; a phone needs it
         )
+        _stop_watching(self.page_)
         self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
         self._theme(self.page_.dark_theme)
         self.player.show(scene=desk.scene(), frame=desk.frame())
@@ -114,8 +120,6 @@ class Shell:
         """Let go of everything, for when the page has gone."""
         self.desk.close()
         self.player.close()
-        for _, watcher in list(self.page_._param__private.ref_watchers):
-            (watcher.inst or watcher.cls).param.unwatch(watcher)
 
     def say(self, text: str, kind: str = "info") -> None:
         """A sentence to the person, at the top of the page until closed."""
@@ -155,41 +159,47 @@ class Shell:
         buttons = pn.FlexBox(
             self.play, back, step, branch, restart, self.line_view, speed, align_items="center", margin=0
         )
+        line = pn.Row(self.status, self.cancel, sizing_mode="stretch_width", min_height=34, margin=0)
         return pn.Column(
-            self.time, buttons, self.status, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"}
+            self.time, buttons, line, sizing_mode="stretch_width", margin=0, styles={"grid-area": "transport"}
         )
 
     def _exports(self) -> list:
         """Script, record, picture, page."""
-        name = self.desk.name
-
-        def download(label: str, ending: str, make: Callable[[], Any]) -> Any:
-            return pmui.FileDownload(
-                callback=lambda: self._made(make), filename=f"{name}{ending}", label=label, variant="outlined", **FIELD
-            )
-
         picture = pmui.Button(label="Picture (.png)", variant="outlined", **FIELD)
-        picture.on_click(lambda event: self.player.save_png(name))
+        picture.on_click(lambda event: self.player.save_png(self.desk.name))
         return [
             pmui.Typography("Export", variant="subtitle2", margin=(4, 0, 0, 0)),
-            download("Python script (.py)", ".py", lambda: files.text(self.desk.script())),
-            download("Record (.nc)", ".nc", lambda: files.netcdf(self.desk.record())),
+            self._download("Python script (.py)", "script", ".py"),
+            self._download("Record (.nc)", "record", ".nc"),
             picture,
-            download("Page that plays (.html)", ".html", lambda: files.text(self.desk.html())),
+            self._download("Page that plays (.html)", "page", ".html"),
         ]
 
-    def _made(self, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except ValueError as error:
-            self.say(str(error), "error")
-            return files.text(f"{error}\n")
+    def _download(self, label: str, what: str, ending: str) -> Any:
+        """A button that has something made beside everything else; the browser saves it once it is ready."""
+        name = f"{self.desk.name}{ending}"
+        button = pmui.FileDownload(auto=True, filename=name, label=label, variant="outlined", **FIELD)
+
+        def ready(content: bytes) -> None:
+            uri = files.data_uri(content)  # on the making thread: encoding takes a while too
+            self.later(f"give {what}", lambda: self._give(button, uri))
+
+        button.param.watch(lambda event: self.desk.take(what, ready), "_clicks")
+        self.makers[GIVES[what][0]] = button
+        return button
+
+    def _give(self, button: Any, uri: str) -> None:
+        """The browser saves whatever the button's data changes to; then they are let go of, here and there."""
+        button.data = uri
+        self.later(f"given {button.filename}", lambda: button.param.update(data=None))
 
     def _runs(self) -> list:
         """Save to, reopen from and delete from the folder of runs."""
         desk = self.desk
         name = pmui.TextInput(label="Name of the run", value="", placeholder=desk.name, **FIELD)
         save = pmui.Button(label="Save run", variant="outlined", **FIELD)
+        self.makers[SAVED] = save
         chosen = pmui.Select(label="Saved runs", options=files.names(desk.runs), **FIELD)
         look = pmui.Button(label="Open", variant="outlined", **FIELD)
         drop = pmui.Button(label="Delete", variant="outlined", color="error", **FIELD)
@@ -267,6 +277,10 @@ class Shell:
         finally:
             self._quiet = False
         self.status.object = f"<span role='status'>{html.escape(desk.status())}</span>"
+        self.cancel.visible = desk.busy
+        making = desk.maker.progress and desk.maker.progress[0]
+        for what, button in self.makers.items():
+            button.param.update(disabled=bool(making), loading=making == what)
         self.refresh()
         if not session.playing:
             self._link()
@@ -285,6 +299,16 @@ def _is_wide() -> bool:
     """Whether the page opens with its controls beside the picture: not on a phone, where they would cover it."""
     agent = str((pn.state.headers or {}).get("User-Agent", ""))
     return "Mobi" not in agent
+
+
+def _stop_watching(page: Any) -> None:
+    """Let a page no longer follow whether the server is busy.
+
+    It would be told twice for every event of every visitor, each time at the cost of a walk over the whole page
+    (20 ms on the loop that all pages share), and the server would keep it for ever.
+    """
+    for _, watcher in list(page._param__private.ref_watchers):
+        (watcher.inst or watcher.cls).param.unwatch(watcher)
 
 
 def _home_link() -> Any:

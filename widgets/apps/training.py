@@ -319,9 +319,8 @@ class TrainingDesk(Desk):
             words.insert(0, f"held-out accuracy {100 * (1 - answers.wrong.mean()):.1f} %{some}")
         return words
 
-    def status(self) -> str:
-        words = super().status()
-        return f"{words.partition(' · ')[0]} · the loss exploded here" if self.trouble else words
+    def ending(self) -> str:
+        return "the loss exploded here" if self.trouble else super().ending()
 
     @property
     def advice(self) -> str:
@@ -397,6 +396,11 @@ class TrainingDesk(Desk):
 
     # ---- to take away
 
+    def still(self) -> "TrainingDesk":
+        still = cast(TrainingDesk, super().still())
+        still.measures = self.measures.beside(self.session, still.session)
+        return still
+
     def script(self) -> str:
         text = super().script()
         name = self.settings["data"]
@@ -413,7 +417,7 @@ class TrainingDesk(Desk):
         every = max(1, math.ceil(session.index / min(2000, max(20, room))))
         if replay + session.index / every * self.measures.cost > 1:
             self.tell("message", f"Making the record: one step in {every:,} is measured.", "info")
-        return session.record(every=every)
+        return session.record(every=every, watch=self.going)
 
     def html(self) -> str:
         live = self.session
@@ -423,7 +427,7 @@ class TrainingDesk(Desk):
         frames = []
         with live.branch() as twin:
             for step in steps:
-                frames.append(self.frame(twin.seek(step)))
+                frames.append(self._frame_at(twin, step))
                 self.measures.take(twin, into=live)
         return export_html(self.scene(), frames, title=self.title, series=self.series(steps), meta=self.meta())
 

@@ -103,6 +103,14 @@ class Measures:
             past = {k: row for k, row in self._rows.get(parent, {}).items() if k <= twin.index}
             self._rows[twin] = {**past, **self._rows.get(twin, {})}
 
+    def beside(self, parent: wb.Session, twin: wb.Session) -> "Measures":
+        """Measures apart for a branch, with the rows of the past it shares: its cost slows no live measuring."""
+        apart = Measures()
+        apart.cost, past = self.cost, self._kept(parent)
+        with self._lock:
+            apart._rows[twin] = {k: row for k, row in past.items() if k <= twin.index}
+        return apart
+
     def at(self, session: wb.Session, step: int) -> Row | None:
         """The row of a step, None when that step was not measured."""
         return self._kept(session).get(step)

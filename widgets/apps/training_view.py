@@ -13,6 +13,7 @@ import panel_material_ui as pmui
 import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, Shell
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
@@ -62,8 +63,8 @@ class TrainingShell(Shell):
     def __init__(self, desk: TrainingDesk) -> None:
         super().__init__(desk)
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
-        self.loss, self.scores = pn.pane.Plotly(**plot, min_height=220), pn.pane.Plotly(**plot, min_height=180)
-        self.weights, self.gradients = pn.pane.Plotly(**plot, min_height=200), pn.pane.Plotly(**plot, min_height=200)
+        self.loss, self.scores = LivePlot(**plot, min_height=220), LivePlot(**plot, min_height=180)
+        self.weights, self.gradients = LivePlot(**plot, min_height=200), LivePlot(**plot, min_height=200)
         self.log = pmui.Switch(label="logarithmic loss", value=True, margin=(0, 8), size="small")
         self.log.param.watch(lambda event: self._draw(), "value")
         self.headline = pn.pane.HTML("", margin=(4, 8), sizing_mode="stretch_width")
@@ -147,7 +148,7 @@ class TrainingShell(Shell):
         return lambda value: self.desk.turn(name, value)
 
     def refresh(self) -> None:
-        values = self.desk.session.hyper
+        values = self.desk.hyper
         for name, control in self.hyper.items():
             if name in values:
                 control.show(values[name])

@@ -10,7 +10,12 @@ Nothing here needs a network: frames come from a server in the kernel, on the lo
 from importlib import import_module
 from typing import Any
 
-_HOME = {"Descent": "apps", "Training": "apps", "controls": "dials", "Controls": "dials", "Player": "player"}
+_HOME = {
+    **dict.fromkeys(("Descent", "Training", "Flow", "Sampler"), "apps"),
+    "controls": "dials",
+    "Controls": "dials",
+    "Player": "player",
+}
 __all__ = list(_HOME)
 
 

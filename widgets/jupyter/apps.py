@@ -1,4 +1,4 @@
-"""`widgets.Descent()` and `widgets.Training(...)`: the apps in a frame of a notebook, served by its kernel."""
+"""`widgets.Descent()`, `widgets.Training(...)`, …: the apps in a frame of a notebook, served by its kernel."""
 
 import html
 import json
@@ -196,6 +196,54 @@ class Training(App):
         super().__init__(_opened(TrainingDesk, settings, runs=runs, **own), TrainingShell, height)
 
 
+class Flow(App):
+    """The Flow app in a frame: train a flow to a density of the catalogue or to yours.
+
+    Args:
+        target: a `Density`, or an array of points (n, 2); None is chosen in the app.
+        height, runs: as of `Descent`.
+        settings: what the app starts with, such as `target` (catalogue name), `columns`, settings side by side like
+            `[{}, {"coupling": "minibatch-ot"}]`, and `hyper`, first values such as `{"A.lr": 0.001}`.
+
+    Raises:
+        ValueError: on points or a setting that are not legal.
+    """
+
+    def __init__(self, target: Any = None, *, height: int = HEIGHT, runs: str | Path = "runs", **settings: Any) -> None:
+        from widgets.apps.flow import FlowDesk
+        from widgets.apps.flow_view import FlowShell
+
+        if isinstance(target, str):
+            settings["target"], target = target, None
+        elif target is not None and not isinstance(target, wb.Density):
+            target = wb.from_points(target)
+        super().__init__(_opened(FlowDesk, settings, runs=runs, target=target), FlowShell, height)
+
+    def field(self, run: int = 0) -> wb.Field:
+        """The field that one of the settings has learned so far."""
+        return self.desk.fields(self.session)[run]  # type: ignore[attr-defined]
+
+
+class Sampler(App):
+    """The Sampler app in a frame: step solvers through a field.
+
+    Args:
+        field: a `Field` (trained, loaded or exact) or your own velocity f(x, t); None is chosen in the app.
+        height, runs: as of `Descent`.
+        settings: what the app starts with, such as `target`, `interpolant`, `samplers` (a list like
+            `[{"solver": "euler", "steps": 8}]`), `samples`, and `hyper`, first values such as `{"heun.steps": 4}`.
+
+    Raises:
+        ValueError: on a field or a setting that is not legal.
+    """
+
+    def __init__(self, field: Any = None, *, height: int = HEIGHT, runs: str | Path = "runs", **settings: Any) -> None:
+        from widgets.apps.sampler import SamplerDesk
+        from widgets.apps.sampler_view import SamplerShell
+
+        super().__init__(_opened(SamplerDesk, settings, runs=runs, field=field), SamplerShell, height)
+
+
 def _opened(kind: Callable[..., Desk], settings: dict[str, Any], **options: Any) -> Desk:
     """A desk with these settings on it.
 
@@ -216,4 +264,4 @@ def _opened(kind: Callable[..., Desk], settings: dict[str, Any], **options: Any)
     return desk
 
 
-__all__ = ["App", "Descent", "Training"]
+__all__ = ["App", "Descent", "Flow", "Sampler", "Training"]

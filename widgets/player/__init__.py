@@ -18,6 +18,8 @@ _HOME = {
     "Paths": "frames",
     "Images": "frames",
     "thin": "frames",
+    "Panel": "frames",
+    "panels_of": "frames",
     "encode_scene": "frames",
     "encode_frame": "frames",
     "decode": "frames",

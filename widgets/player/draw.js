@@ -30,7 +30,7 @@ export function decode(message) {
     at += Math.ceil(array.byteLength / 8) * 8;
     return array;
   });
-  for (const layer of [...(header.layers ?? []), ...(header.contours ? [header.contours] : [])]) unpack(layer, header.arrays);
+  for (const layer of [...(header.layers ?? []), header.contours, header.backdrop]) if (layer) unpack(layer, header.arrays);
   if (header.field) header.field.values = header.arrays[header.field.values];
   return header;
 }
@@ -203,11 +203,13 @@ export function drawStill(ctx, p) {
   ctx.fillRect(0, 0, width, height);
   drawHead(ctx, p);
   if (!scene.axes) return;
-  const xs = ticks(...span(view, 0), w / 72), ys = ticks(...span(view, 1), h / 44);
+  const xs = axisTicks(p, 0, w / 72), ys = axisTicks(p, 1, h / 44);
   clipped(ctx, view.rect, () => {
     drawGrid(ctx, p, xs, ys);
     drawField(ctx, p);
+    if (scene.backdrop) drawPoints(ctx, scene.backdrop, p);
     drawContours(ctx, p);
+    for (const panel of scene.panels ?? []) drawPanel(ctx, p, panel);
     for (const m of scene.markers) drawMarker(ctx, p, m);
   });
   ctx.strokeStyle = look.rule;
@@ -215,6 +217,34 @@ export function drawStill(ctx, p) {
   ctx.strokeRect(Math.round(l) - 0.5, Math.round(t) - 0.5, Math.round(w) + 1, Math.round(h) + 1);
   drawAxes(ctx, p, xs, ys);
   if (p.bar) drawBar(ctx, p);
+}
+
+// The ticks of an axis, [place, words]: of each panel its own, where there are several.
+function axisTicks({ scene, view }, axis, count) {
+  const [low, high] = span(view, axis);
+  if (!scene.panels) return ticks(low, high, count);
+  const shifts = [...new Set(scene.panels.map((panel) => (axis ? panel.dy : panel.dx)))], [from, to] = scene.panels[0][axis ? "y" : "x"];
+  // the outermost ones of two neighbours would run into each other
+  const parts = ticks(from, to, Math.min(7, (count * (to - from)) / (high - low))).filter(([v]) => Math.abs(v - (from + to) / 2) < 0.46 * (to - from));
+  return shifts.flatMap((shift) => parts.map(([v, words]) => [v + shift, words])).filter(([v]) => v >= low && v <= high);
+}
+
+function drawPanel(ctx, { look, view }, { title, dx, dy, x, y }) {
+  const l = view.px(x[0] + dx), t = view.py(y[1] + dy), w = view.px(x[1] + dx) - l, h = view.py(y[0] + dy) - t;
+  ctx.strokeStyle = look.rule;
+  ctx.lineWidth = 1;
+  ctx.strokeRect(Math.round(l) + 0.5, Math.round(t) + 0.5, Math.round(w) - 1, Math.round(h) - 1);
+  Object.assign(ctx, { lineJoin: "round", strokeStyle: look.chip, lineWidth: 4 });
+  text(ctx, "", 0, 0, { size: 12, weight: 600 });
+  ctx.strokeText(title, l + 8, t + 14);
+  text(ctx, title, l + 8, t + 14, { size: 12, weight: 600, colour: look.ink });
+}
+
+// A place in the coordinates of the panel it lies in.
+export function inPanel({ panels }, x, y) {
+  const inside = (panel) => x >= panel.x[0] + panel.dx && x <= panel.x[1] + panel.dx && y >= panel.y[0] + panel.dy && y <= panel.y[1] + panel.dy;
+  const found = panels?.find(inside);
+  return found ? [x - found.dx, y - found.dy] : [x, y];
 }
 
 function span(view, axis) {

@@ -8,6 +8,8 @@ from typing import Any
 
 from .feed import Feed
 
+MOST_INK = 500
+"""Points of one line drawn by hand."""
 ACTIONS = ("play", "back", "step", "home", "end", "tile")
 
 
@@ -29,6 +31,10 @@ class Events:
         """Calls callback(name, value) at each key: play, back, step, home, end; and tile with the picture's number."""
         return self._subscribe("action", callback)
 
+    def on_stroke(self, callback: Callable[[list[float], list[float]], None]) -> Callable[[], None]:
+        """Calls callback(x, y) with the data coordinates of a line drawn by hand, in scenes with `draw`."""
+        return self._subscribe("stroke", callback)
+
     def _subscribe(self, kind: str, callback: Callable[..., None]) -> Callable[[], None]:
         callbacks = self._callbacks().setdefault(kind, [])
         callbacks.append(callback)
@@ -46,6 +52,8 @@ class Events:
             return
         if message.get("kind") == "click":
             self._clicked(message.get("x"), message.get("y"))
+        elif message.get("kind") == "stroke":
+            self._drew(message.get("x"), message.get("y"))
         elif message.get("kind") == "action" and message.get("name") in ACTIONS:
             self._acted(message["name"], message.get("value"))
 
@@ -66,6 +74,13 @@ class Events:
         self.clicked = {"x": float(x), "y": float(y), "n": _count(self.clicked)}
         for callback in tuple(self._callbacks().get("click", ())):
             callback(float(x), float(y))
+
+    def _drew(self, x: Any, y: Any) -> None:
+        if not (isinstance(x, list) and isinstance(y, list) and len(x) == len(y) <= MOST_INK):
+            return
+        if all(isinstance(v, int | float) and math.isfinite(v) for v in (*x, *y)):
+            for callback in tuple(self._callbacks().get("stroke", ())):
+                callback([float(v) for v in x], [float(v) for v in y])
 
     def _acted(self, name: str, value: Any) -> None:
         value = value if isinstance(value, int) else None

@@ -1,6 +1,7 @@
 """When to send what: the mailbox between a worker that makes frames and a browser that draws them. No host, no browser.
 
-The newest scene and frame win; at most `in_flight` messages wait for each view's acknowledgement. A view that stays
+The newest scene and frame win; at most `in_flight` messages wait for each view's acknowledgement, and one more when a
+frame has another number than the one before: it is the answer to something that a person turned. A view that stays
 silent no longer holds the others back, and while nobody answers messages go out at a steady pace, so the last frame
 shown always arrives: one every `timeout` seconds where nobody looks, one every `quick` seconds where somebody may (a
 kernel that runs a cell hears nothing until the cell ends), longer if answers have been slow to come (a slow network).
@@ -59,7 +60,7 @@ class Feed:
         self._state, self._sending = threading.RLock(), threading.RLock()
         self._scene: Scene | None = None
         self._frame: Frame | None = None
-        self._new_scene = self._new_frame = False
+        self._new_scene = self._new_frame = self._answers = False
         self._views: dict[str, _View] = {}
         self._seq, self._sent = 0, deque([(0, float("-inf"))], maxlen=64)  # numbers and times
         self._asked = self._armed = self._closed = False
@@ -73,6 +74,7 @@ class Feed:
             if frame is not None:
                 self.counts.shown += 1
                 self.counts.replaced += self._new_frame
+                self._answers |= self._frame is not None and self._frame.number != frame.number
                 self._frame, self._new_frame = frame, True
         self._pump_soon()
 
@@ -171,7 +173,7 @@ class Feed:
         self._sent.append((self._seq, now))
         self.counts.sent += 1
         scene, frame = self._scene if self._new_scene else None, self._frame if self._new_frame else None
-        self._new_scene = self._new_frame = False
+        self._new_scene = self._new_frame = self._answers = False
         return scene, frame, self._seq
 
     def _waiting(self) -> bool:
@@ -183,7 +185,7 @@ class Feed:
     def _room(self, now: float) -> bool:
         live = self._live(now)
         if live:
-            return all(self._seq - view.acked < self._in_flight for view in live)
+            return all(self._seq - view.acked < self._in_flight + self._answers for view in live)
         return now - self._sent[-1][1] >= self._pace()
 
     def _pace(self) -> float:

@@ -151,7 +151,10 @@ Layer = Points | Paths | Images
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What moves, at one step. caption: one short line drawn on the picture. number: counts frames, if that matters."""
+    """What moves, at one step. caption: one short line drawn on the picture.
+
+    number: counts what a person has turned so far; the first frame with another number is sent ahead of the queue.
+    """
 
     step: int
     layers: Sequence[Layer] = ()
@@ -204,6 +207,35 @@ class LegendEntry:
         _check_choice("marker", self.marker, MARKERS)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of several pictures on one plane: what belongs to it is drawn shifted by (dx, dy), and its axes say so."""
+
+    title: str
+    dx: float
+    dy: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        _check_text("title", self.title, 60)
+
+    def holds(self, x: float, y: float) -> bool:
+        """Whether a place of the plane is in this panel."""
+        return self.x[0] <= x - self.dx <= self.x[1] and self.y[0] <= y - self.dy <= self.y[1]
+
+
+def panels_of(
+    titles: Sequence[str], x: tuple[float, float], y: tuple[float, float], columns: int | None = None
+) -> tuple[list[Panel], tuple[float, float], tuple[float, float]]:
+    """(panels, x, y): pictures of one domain laid out in rows, the first at the top left, and the plane they span."""
+    columns = columns or (len(titles) if len(titles) <= 3 else -(-len(titles) // 2))
+    wide, tall = 1.06 * (x[1] - x[0]), 1.06 * (y[1] - y[0])
+    rows = -(-len(titles) // columns)
+    made = [Panel(t, wide * (i % columns), tall * (rows - 1 - i // columns), x, y) for i, t in enumerate(titles)]
+    return made, (x[0], x[1] + wide * (columns - 1)), (y[0], y[1] + tall * (rows - 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What stays: the domain x = (low, high), y = (low, high) and everything drawn under and around the moving layers.
@@ -211,7 +243,9 @@ class Scene:
     field: (H, W) heights at np.linspace(*y, H) × np.linspace(*x, W), row 0 at the low end of y; the sender takes the
     logarithm where one is wanted and says so in `field_label`. NaN is left blank. field_range: the values of the
     colour map's ends, by default the finite extremes. contours: Paths. equal: one unit is as long on both axes.
-    axes: False for a scene of pictures only.
+    axes: False for a scene of pictures only. backdrop: points under everything that moves. draw: dragging draws a line,
+    which is sent, instead of moving the view. panels: several pictures on one plane, see `panels_of`; x and y are then
+    the plane's.
     """
 
     x: tuple[float, float] = (0.0, 1.0)
@@ -228,6 +262,9 @@ class Scene:
     contours: Paths | None = None
     markers: Sequence[Marker] = ()
     legend: Sequence[LegendEntry] = ()
+    backdrop: Points | None = None
+    draw: bool = False
+    panels: Sequence[Panel] = ()
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
@@ -235,7 +272,7 @@ class Scene:
         for name in ("x_label", "y_label", "title", "field_label"):
             _check_text(name, getattr(self, name), MAX_TEXT)
         _check_choice("field_map", self.field_map, MAPS)
-        _freeze(self, markers=tuple(self.markers), legend=tuple(self.legend))
+        _freeze(self, markers=tuple(self.markers), legend=tuple(self.legend), panels=tuple(self.panels))
         if self.field is not None:
             _freeze(self, field=_field(self.field))
             limits = _finite_range(self.field) if self.field_range is None else self.field_range
@@ -248,7 +285,7 @@ def encode_scene(scene: Scene, seq: int = 0) -> bytes:
     header = {
         "kind": "scene", "seq": seq, "x": scene.x, "y": scene.y, "labels": (scene.x_label, scene.y_label),
         "equal": scene.equal, "axes": scene.axes, "title": scene.title,
-        "markers": [vars(marker) for marker in scene.markers],
+        "markers": [vars(marker) for marker in scene.markers], "draw": scene.draw,
         "legend": [vars(entry) for entry in scene.legend],
         "palette": {"light": palette.LIGHT, "dark": palette.DARK, "paper": palette.PAPER},
     }  # fmt: skip
@@ -259,6 +296,10 @@ def encode_scene(scene: Scene, seq: int = 0) -> bytes:
         }  # fmt: skip
     if scene.contours is not None:
         header["contours"] = _layer_header(scene.contours, pack, None)
+    if scene.backdrop is not None:
+        header["backdrop"] = _layer_header(scene.backdrop, pack, None)
+    if scene.panels:
+        header["panels"] = [vars(panel) for panel in scene.panels]
     return pack.message(header)
 
 

@@ -1,7 +1,7 @@
 // The live picture on one canvas: what has arrived, when to draw, mouse and keyboard, and the two hosts (Panel's JSComponent
 // and anywidget). No dependencies, no build: esm.py joins this with draw.js by text.
 
-import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
+import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, inPanel, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
 
 // ---- the player
 
@@ -221,6 +221,7 @@ export class Player {
 // ---- mouse, touch, keyboard
 
 const ACTIONS = { " ": "play", ArrowLeft: "back", ArrowRight: "step", Home: "home", End: "end" };
+const MOST_INK = 500;
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 class Input {
@@ -243,12 +244,14 @@ class Input {
     this.player.canvas.setPointerCapture(event.pointerId);
     this.touches.set(event.pointerId, { at, from: at });
     this.dragged = this.touches.size > 1;
+    this.stroke = this.player.scene.draw && !this.dragged ? [this.player.view.toData(...at)] : null;
   }
 
   pointermove(event) {
     const { player } = this, at = this.at(event), touch = this.touches.get(event.pointerId);
     this.read(event.pointerType === "touch" ? null : at);
     if (!touch) return;
+    if (this.stroke) return this.ink(at, touch);
     this.dragged ||= Math.hypot(at[0] - touch.from[0], at[1] - touch.from[1]) > 4;
     const other = [...this.touches].find(([id]) => id !== event.pointerId)?.[1];
     const free = player.scene.axes && (event.pointerType !== "touch" || player.view.moved || other);
@@ -260,6 +263,20 @@ class Input {
     touch.at = at;
   }
 
+  // A line drawn by hand, in a scene that asks for it: shown at once, sent whole when the pen is lifted.
+  ink(at, touch) {
+    const { player } = this;
+    this.dragged ||= Math.hypot(at[0] - touch.from[0], at[1] - touch.from[1]) > 4;
+    if (Math.hypot(at[0] - touch.at[0], at[1] - touch.at[1]) < 3 || this.stroke.length >= MOST_INK) return;
+    Object.assign(player.ctx, { strokeStyle: player.look.ink, lineWidth: 3, lineCap: "round" });
+    player.ctx.beginPath();
+    player.ctx.moveTo(...touch.at);
+    player.ctx.lineTo(...at);
+    player.ctx.stroke();
+    this.stroke.push(player.view.toData(...at));
+    touch.at = at;
+  }
+
   pinch(now, before, other) {
     const factor = Math.hypot(now[0] - other[0], now[1] - other[1]) / Math.max(1, Math.hypot(before[0] - other[0], before[1] - other[1]));
     this.player.view.zoomAt((now[0] + other[0]) / 2, (now[1] + other[1]) / 2, factor);
@@ -268,7 +285,10 @@ class Input {
   pointerup(event) {
     const touch = this.touches.get(event.pointerId);
     this.touches.delete(event.pointerId);
-    if (touch && !this.dragged) this.press(...touch.from);
+    const fine = (v) => +v.toFixed(3), { stroke } = this;
+    this.stroke = null;
+    if (stroke && this.dragged) this.player.emit({ kind: "stroke", x: stroke.map((p) => fine(p[0])), y: stroke.map((p) => fine(p[1])) });
+    else if (touch && !this.dragged) this.press(...touch.from);
   }
 
   pointercancel(event) {
@@ -331,8 +351,8 @@ class Input {
   read(at) {
     const { player } = this, { view, scene } = player;
     if (!at || !scene.axes || !view.holds(...at)) return this.say("", at);
-    const [x, y] = view.toData(...at), fine = 1 / view.sx, value = fieldAt(scene, x, y);
-    const words = `${scene.labels[0] || "x"} ${numeral(x, fine)}   ${scene.labels[1] || "y"} ${numeral(y, 1 / view.sy)}`;
+    const [x, y] = view.toData(...at), fine = 1 / view.sx, value = fieldAt(scene, x, y), [u, v] = inPanel(scene, x, y);
+    const words = `${scene.labels[0] || "x"} ${numeral(u, fine)}   ${scene.labels[1] || "y"} ${numeral(v, 1 / view.sy)}`;
     this.say(value === null ? words : `${words}   ${scene.field.label || "value"} ${short(value)}`, at);
   }
 

@@ -1,9 +1,11 @@
-"""What a training objective combines: when to look (times), what counts (weights), how much (premetrics)."""
+"""What a training objective combines: when to look (times), what counts (weights), how much (premetrics).
+
+Here is what each of the three is; the ones there are stand in times.py, weights.py and premetrics.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from workbench.flows.interpolants import Interpolant
@@ -11,34 +13,32 @@ from workbench.routine import Declared, Key
 
 
 class Times(Declared):
-    """A distribution of training times within the interpolant's ends. Subclasses write `sample`."""
+    """A distribution of training times within the interpolant's ends. Subclasses write `unit` and `unit_density`."""
 
     family: ClassVar[str] = "time distributions"
     kind: ClassVar[str] = "distribution"
 
     def sample(self, key: Key, n: int, path: Interpolant, hyper: Mapping[str, Any], like: Tensor) -> Tensor:
-        """n times, (n,), between path.ends."""
+        """n times between path.ends: (n,), or (runs, n) when a hyperparameter has one value a run."""
+        return self.place(key.uniform((n,), like=like), path, hyper)
+
+    def place(self, u: Tensor, path: Interpolant, hyper: Mapping[str, Any]) -> Tensor:
+        """The quantile function: times of u (n,), uniform in [0, 1)."""
         first, last = path.ends
-        return first + (last - first) * self.unit(key.uniform((n,), like=like), hyper)
+        return first + (last - first) * self.unit(u, hyper)
+
+    def density(self, t: Tensor, path: Interpolant, hyper: Mapping[str, Any]) -> Tensor:
+        """p(t), which integrates to 1 between path.ends."""
+        first, last = path.ends
+        return self.unit_density((t - first) / (last - first), hyper) / (last - first)
 
     def unit(self, u: Tensor, hyper: Mapping[str, Any]) -> Tensor:
-        """The quantile function on [0, 1], at uniform u."""
+        """The quantile function of a distribution on [0, 1], at uniform u."""
         raise NotImplementedError
 
-
-class UniformTimes(Times):
-    """t uniform between the ends.
-
-    Source: Lipman et al. 2023, arXiv:2210.02747, equation 9.
-    """
-
-    name = "uniform-times"
-    title = "Uniform"
-    source = "Lipman et al. 2023, arXiv:2210.02747"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[uniform-times]"
-
-    def unit(self, u, hyper):
-        return u
+    def unit_density(self, s: Tensor, hyper: Mapping[str, Any]) -> Tensor:
+        """Its density at s in [0, 1]."""
+        raise NotImplementedError
 
 
 class Weight(Declared):
@@ -48,23 +48,8 @@ class Weight(Declared):
     kind: ClassVar[str] = "weight"
 
     def weight(self, path: Interpolant, t: Tensor, hyper: Mapping[str, Any]) -> Tensor:
-        """One number a time, shaped like t."""
+        """One number a time: t (batch,) or (runs, batch) to the same, or to (runs, batch) where runs differ."""
         raise NotImplementedError
-
-
-class NoWeight(Weight):
-    """1 at every time.
-
-    Source: Lipman et al. 2023, arXiv:2210.02747, equation 9.
-    """
-
-    name = "no-weight"
-    title = "None"
-    source = "Lipman et al. 2023, arXiv:2210.02747"
-    evidence = "tests/flows/test_choices.py::test_weights_are_those_of_their_source[no-weight]"
-
-    def weight(self, path, t, hyper):
-        return torch.ones_like(t)
 
 
 class Premetric(Declared):
@@ -78,16 +63,11 @@ class Premetric(Declared):
         raise NotImplementedError
 
 
-class Squared(Premetric):
-    """Σ r_i² / dim: the mean square, so that losses of different dimensions compare.
+def per_time(value: Tensor) -> Tensor:
+    """A hyperparameter, 0-d or (runs,), shaped to multiply what has one number a time: (batch,) or (runs, batch)."""
+    return value if value.ndim == 0 else value.unsqueeze(-1)
 
-    Source: Lipman et al. 2023, arXiv:2210.02747, equation 9, divided by the dimension.
-    """
 
-    name = "squared"
-    title = "Squared"
-    source = "Lipman et al. 2023, arXiv:2210.02747"
-    evidence = "tests/flows/test_choices.py::test_premetrics_are_those_of_their_source[squared]"
-
-    def size(self, residual, hyper):
-        return residual.square().mean(-1)
+def log_snr_rate(path: Interpolant, t: Tensor) -> Tensor:
+    """dλ/dt = alpha' / alpha - spread' / spread, with λ = log(alpha / spread): how fast half the log-SNR rises."""
+    return path.d_alpha(t) / path.alpha(t) - path.d_spread(t) / path.spread(t)

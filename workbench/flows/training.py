@@ -21,6 +21,7 @@ from workbench.optimizers.base import Optimizer
 from workbench.problems.densities import Density, Mixture
 from workbench.problems.networks import Model
 from workbench.routine import RUNNING, Hyper, Key, Routine, Variable
+from workbench.tree import tree_map
 
 
 class FlowState(NamedTuple):
@@ -36,15 +37,18 @@ class FlowState(NamedTuple):
 
 
 class FlowNet:
-    """A model as a function of points, times and classes: the row (x, t, one-hot class) goes in, (dim) comes out."""
+    """A model as a function of points, times and classes: the row (x, t, one-hot class) goes in, (dim) comes out.
 
-    def __init__(self, model: Model, dim: int, classes: int) -> None:
+    An objective that asks for several predictions gets them side by side: (heads · dim).
+    """
+
+    def __init__(self, model: Model, dim: int, classes: int, heads: int = 1) -> None:
         self.dim, self.classes = dim, classes
-        self.model = model.bind(dim + 1 + classes, dim)
+        self.model = model.bind(dim + 1 + classes, heads * dim)
         self.unbound, self.space = model, self.model.space
 
     def __call__(self, params: Tensor, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Predictions (runs, n, dim) at points (n, dim) or (runs, n, dim), times (n,), classes (n,)."""
+        """Predictions (runs, n, dim) at points (n, dim) or (runs, n, dim), times and classes (n,) or (runs, n)."""
         rows = self.rows(x, t, labels)
         return self.model(params, rows, {}, training=False)[0]
 
@@ -61,6 +65,7 @@ class NetField(Field):
     """The field of a trained network: `params` (1, parameters), one run's.
 
     Args:
+        kind: what it predicts, one of `interpolants.KINDS`, or a tuple of them, side by side.
         labels: the class asked for of each sample (n,), of a network that knows classes.
         origin: Python lines that train it again and end with an expression for it, for exported scripts.
     """
@@ -69,7 +74,7 @@ class NetField(Field):
         self,
         net: FlowNet,
         params: Tensor,
-        kind: str,
+        kind: str | tuple[str, ...],
         interpolant: Interpolant,
         source: Density,
         target: Density,
@@ -87,7 +92,9 @@ class NetField(Field):
         labels = self.labels if self.labels is None or rows is None else self.labels[rows]
         if labels is not None:
             labels = labels.expand(x.shape[:-1]).reshape(-1)
-        return {self.kind: self.net(self.params, flat, times, labels).view(x.shape)}
+        kinds = (self.kind,) if isinstance(self.kind, str) else self.kind
+        heads = self.net(self.params, flat, times, labels).squeeze(0).chunk(len(kinds), -1)
+        return {kind: head.reshape(x.shape) for kind, head in zip(kinds, heads, strict=True)}
 
     def given(self, labels: Any) -> "NetField":
         """The same field with a class asked for of each sample."""
@@ -140,10 +147,12 @@ class FlowTraining(Routine):
         if source.dim != target.dim:
             raise ValueError(f"expected source and target of one dimension, got {source.dim} and {target.dim}")
         self.device, self.dtype = torch.device(device), dtype
-        self.source, self.target, self.objective = source, target, objective
+        objective.check(interpolant)
+        self.given, self.source = source, coupling.base(source, target)
+        self.target, self.objective = target, objective
         self.coupling, self.path, self.method = coupling, interpolant, optimizer
         self.choices = (times, weight, premetric)
-        self.net = FlowNet(network, target.dim, len(target.classes))
+        self.net = FlowNet(network, target.dim, len(target.classes), 1 + len(objective.also))
         self.space, self.host_sync = self.net.space, optimizer.host_sync
         doc = "Pairs in each step's gradient."
         batch = Hyper(
@@ -177,8 +186,10 @@ class FlowTraining(Routine):
         return tuple(self._batch(key.stream(f"draw {j}") if j else key, ready) for j in range(self.method.draws))
 
     def _batch(self, key: Key, hyper: Mapping[str, Any]) -> Batch:
+        """One batch for all runs, or, where each run has a seed of its own, one a run on a leading axis."""
         if key.runs is not None:
-            key = Key(key.seed[0], key.path, key.step)  # type: ignore[index]
+            each = [self._batch(*_of_run(key, hyper, run)) for run in range(key.runs)]
+            return tree_map(lambda *leaves: torch.stack(leaves), *each)
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         n = hyper["batch_size"]
         x0, x1, labels = self.coupling.draw(key, self.source, self.target, n, hyper, like)
@@ -203,20 +214,25 @@ class FlowTraining(Routine):
 
     def loss(self, x: Tensor, own: Any, batch: Batch, hyper: Mapping[str, Any]) -> Tensor:
         """The objective's loss per run at parameters x (runs, parameters)."""
-        _, weight, premetric = self.choices
+        times, weight, premetric = self.choices
 
         def net_of(params: Tensor) -> Any:
             return lambda points, t: self.net(params, points, t, batch.labels)
 
         setting = Setting(
-            self.path, lambda t: weight.weight(self.path, t, hyper), lambda r: premetric.size(r, hyper), hyper
+            self.path,
+            lambda t: weight.weight(self.path, t, hyper),
+            lambda r: premetric.size(r, hyper),
+            hyper,
+            lambda t: times.density(t, self.path, hyper),
         )
         old = net_of(own[0].detach()) if own else None
         return self.objective.loss(net_of(x), old, batch, setting)
 
     def field(self, state: FlowState, run: int = 0, *, origin: str = "") -> NetField:
         """The field that a run has learned so far."""
-        rest = (self.objective.predicts, self.path, self.source, self.target)
+        first, also = self.objective.predicts, self.objective.also
+        rest = ((first, *also) if also else first, self.path, self.source, self.target)
         return NetField(self.net, state.x[run : run + 1].detach(), *rest, origin=origin)
 
     def observe(self, state: FlowState) -> dict[str, Tensor]:
@@ -228,7 +244,7 @@ class FlowTraining(Routine):
     def to(self, device: Any = None) -> "FlowTraining":
         if device is None or torch.device(device) == self.device:
             return self
-        return FlowTraining(self.source, self.target, self.objective, **{**self._made(), "device": device})
+        return FlowTraining(self.given, self.target, self.objective, **{**self._made(), "device": device})
 
     def _made(self) -> dict[str, Any]:
         times, weight, premetric = self.choices
@@ -238,19 +254,26 @@ class FlowTraining(Routine):
 
     def recipe(self) -> str:
         made = self._made()
-        parts = [self.source.recipe(), self.target.recipe(), self.objective.recipe()]
+        parts = [self.given.recipe(), self.target.recipe(), self.objective.recipe()]
         names = ("coupling", "interpolant", "network", "optimizer", "times", "weight", "premetric")
         parts += [*(f"{name}={made[name].recipe()}" for name in names), f"batch_size={made['batch_size']}"]
         parts += [] if self.dtype == torch.float32 else [f"dtype={self.dtype}"]
         return f"wb.flow_training({', '.join(parts)})"
 
     def setup(self) -> str:
-        lines = [part.setup() for part in (self.source, self.target, self.method) if hasattr(part, "setup")]
+        parts = (self.given, self.target, self.coupling, self.method)
+        lines = [part.setup() for part in parts if hasattr(part, "setup")]
         return "\n".join(line for line in lines if line)
 
     def describe(self) -> dict:
         about = {"problem": f"{self.source.name} to {self.target.name}", "objective": self.objective.name}
         return {**about, "coupling": self.coupling.name, "interpolant": self.path.name, "method": self.method.name}
+
+
+def _of_run(key: Key, hyper: Mapping[str, Any], run: int) -> tuple[Key, dict[str, Any]]:
+    """The key and the hyperparameters of one run, of a key with a seed a run."""
+    own = {name: h[run] if isinstance(h, Tensor) and h.ndim else h for name, h in hyper.items()}
+    return Key(key.seed[run], key.path, key.step), own  # type: ignore[index]
 
 
 def flow_training(

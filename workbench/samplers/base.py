@@ -1,8 +1,9 @@
 """What a solver is: a rule that takes samples through a field from one time to the next, with hyperparameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from workbench.flows.fields import Field, Prediction
@@ -37,7 +38,8 @@ class Solver(Declared):
         order: global order of convergence on a smooth field, 0 when it has none.
         random: whether it draws noise.
         converts: whether it needs a field with an interpolant (and a unit normal source).
-        adaptive: whether it chooses its own steps: then `end` is the last time, and times differ by sample.
+        adaptive: whether it chooses its own steps: then `end` is the last time, times differ by sample, and samples whose
+            time is `end` have stopped: a step leaves them as they are, at no evaluations.
         both_ways: whether it can go from data to source as well.
     """
 
@@ -82,7 +84,14 @@ def column(t: Tensor) -> Tensor:
     return t.unsqueeze(-1)
 
 
-def blend(weights: list[Tensor | float], vectors: list[Tensor]) -> Tensor:
+def blend(weights: Sequence[Tensor | float], vectors: Sequence[Tensor]) -> Tensor:
     """Σ weights · vectors, leaving out those whose weight is the number 0."""
-    terms = [w * v for w, v in zip(weights, vectors, strict=True) if not (isinstance(w, float | int) and w == 0)]
-    return sum(terms[1:], terms[0])
+    total: Tensor | None = None
+    for w, v in zip(weights, vectors, strict=True):
+        if not isinstance(w, Tensor) and w == 0:
+            continue
+        if total is None:
+            total = w * v
+        else:
+            total = total + w * v if isinstance(w, Tensor) else torch.add(total, v, alpha=w)
+    return torch.zeros_like(vectors[0]) if total is None else total

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.flows.interpolants import Interpolant
-from workbench.routine import Declared
+from workbench.routine import Declared, Hyper
 
 
 class Grid(Declared):
@@ -64,6 +64,69 @@ class Quadratic(Grid):
     def times(self, path, steps, hyper, like):
         first, last = (math.sqrt(1 - end) for end in path.ends)
         return 1 - (first + (last - first) * self.unit(steps, like)).square()
+
+
+class Levels(Grid):
+    """Times by their noise level: subclasses say how log-SNR λ = log(alpha / spread) goes from one end to the other.
+
+    Where alpha or spread is less than `floor` at an end, 0 on many paths, it counts as `floor`; first and last time are
+    the path's own ends all the same.
+    """
+
+    floor: Any = Hyper(
+        1e-3, 1e-6, 0.1, "log", (1e-5, 1e-2), doc="The least that alpha and spread count as at the ends of the path."
+    )
+
+    def levels(self, first: Tensor, last: Tensor, unit: Tensor, hyper: Mapping[str, Any]) -> Tensor:
+        """λ at unit = 0, 1/steps, …, 1, between λ's ends; everything broadcasts."""
+        raise NotImplementedError
+
+    def times(self, path, steps, hyper, like):
+        unit = self.unit(steps, like)
+        turned = {name: hyper[name].to(like).unsqueeze(-1) for name in self.hypers}
+        first, last = (
+            torch.log(
+                torch.maximum(path.alpha(end), turned["floor"]) / torch.maximum(path.spread(end), turned["floor"])
+            )
+            for end in torch.tensor(path.ends, dtype=like.dtype, device=like.device)
+        )
+        inside = path.time_of(self.levels(first, last, unit, turned)[..., 1:-1])
+        first, last = (inside.new_full((*inside.shape[:-1], 1), end) for end in path.ends)
+        return torch.cat([first, inside, last], -1)
+
+
+class LogSNRGrid(Levels):
+    """λ(t_i) = λ_first + (λ_last - λ_first) i / steps: equal steps of log-SNR λ = log(alpha / spread).
+
+    Source: Lu et al. 2022, arXiv:2206.00927, section 3.3 and appendix D.4 ("uniform in λ").
+    """
+
+    name = "log-snr-grid"
+    title = "Equal steps of log-SNR"
+    source = "Lu et al. 2022, arXiv:2206.00927"
+    evidence = "tests/samplers/test_grids.py::test_a_grid_is_what_its_source_says[log-snr-grid]"
+
+    def levels(self, first, last, unit, hyper):
+        return first + (last - first) * unit
+
+
+class EDMGrid(Levels):
+    """s(t_i) = (s_first^(1/rho) + (s_last^(1/rho) - s_first^(1/rho)) i / steps)^rho, with s = spread / alpha.
+
+    The noise levels of Karras et al. between those of the path's own ends; the level 0 that they append is not a stop of
+    its own. rho = 1 makes equal steps of s; the larger rho, the finer towards the data.
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
+    """
+
+    name = "edm-grid"
+    title = "EDM noise levels"
+    source = "Karras et al. 2022, arXiv:2206.00364"
+    evidence = "tests/samplers/test_grids.py::test_a_grid_is_what_its_source_says[edm-grid]"
+    rho: Any = Hyper(7.0, 1.0, 100.0, "log", (1.0, 20.0), doc="How much finer the noise levels are near the data.")
+
+    def levels(self, first, last, unit, hyper):
+        first, last = (torch.exp(-end / hyper["rho"]) for end in (first, last))
+        return -hyper["rho"] * torch.log(first + (last - first) * unit)
 
 
 class ExplicitGrid(Grid):

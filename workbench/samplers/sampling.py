@@ -29,11 +29,12 @@ class SamplingState(NamedTuple):
     diverged: Tensor
 
 
-class Counted:
+class Counted(Field):
     """A field that counts its evaluations."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.calls = field, 0
+        self.dim, self.interpolant, self.source, self.target = field.dim, field.interpolant, field.source, field.target
 
     def __call__(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Prediction:
         self.calls += 1
@@ -69,11 +70,10 @@ class Sampling(Routine):
         self.samples, self.reverse = whole("samples", samples, 1), reverse
         self.host_sync = solver.host_sync
         doc = "Steps from one end to the other."
-        self.hypers = {
-            "steps": Hyper(steps, 1, 10_000, "integer", (1, 100), kind="shape", unit="steps", doc=doc, name="steps"),
-            **{name: hyper for name, hyper in {**solver.hypers, **grid.hypers}.items() if hyper.kind != "init"},
-        }
-        self.hypers["steps"].check(steps)
+        turn = Hyper(steps, 1, 10_000, "integer", (1, 100), kind="shape", unit="steps", doc=doc, name="steps")
+        self.steps = turn.check(steps)
+        declared = solver.hypers if solver.adaptive else {"steps": turn, **solver.hypers, **grid.hypers}
+        self.hypers = {name: hyper for name, hyper in declared.items() if hyper.kind != "init"}
         self.variables = {
             "x": Variable(("sample", "dim"), "position"),
             "time": Variable((), "time, mean over samples: 0 is source, 1 is data"),
@@ -81,6 +81,8 @@ class Sampling(Routine):
             "speed": Variable((), "distance moved per unit of time in this step, mean over samples"),
         }
         self.probes = sampling_probes(self)
+        self._ends: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._times: tuple[tuple, tuple, Any] = ((), (), None)
 
     def init(self, key: Key, *, start: Any = None, runs: int | None = None) -> SamplingState:
         x = self._source(key) if start is None else self.tensor(start)
@@ -96,8 +98,10 @@ class Sampling(Routine):
         t = first.expand(len(x), x.shape[1] if self.method.adaptive else 1).contiguous()
         k = torch.zeros((), dtype=torch.int32, device=self.device)
         diverged = torch.full((len(x),), RUNNING, dtype=torch.int32, device=self.device)
-        nfe = torch.zeros_like(t, dtype=torch.int32)
-        return SamplingState(x, t, self.method.init(self.field, x, t, last), nfe, k, diverged)
+        field = Counted(self.field)
+        method = self.method.init(field, x, t, last)
+        nfe = torch.full_like(t, field.calls, dtype=torch.int32)
+        return SamplingState(x, t, method, nfe, k, diverged)
 
     def _source(self, key: Key) -> Tensor:
         """Where samples start: the source at the size it has at the first time, or data when going back."""
@@ -112,22 +116,30 @@ class Sampling(Routine):
 
     def ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the last time, 0-d; the grid's own when it has times of its own."""
-        given = self.grid.given.tolist() if isinstance(self.grid, ExplicitGrid) else self.path.ends
-        first, last = (torch.tensor(given[i], dtype=like.dtype, device=like.device) for i in (0, -1))
-        return (last, first) if self.reverse else (first, last)
+        key = like.dtype, like.device
+        if key not in self._ends:
+            given = self.grid.given.tolist() if isinstance(self.grid, ExplicitGrid) else self.path.ends
+            first, last = (torch.tensor(given[i], dtype=like.dtype, device=like.device) for i in (0, -1))
+            self._ends[key] = (last, first) if self.reverse else (first, last)
+        return self._ends[key]
 
     def times(self, hyper: Mapping[str, Any], like: Tensor) -> Tensor:
         """All stops on the way, (steps + 1,) or (runs, steps + 1), in the order they are passed."""
-        found = self.grid.times(self.path, hyper["steps"], hyper, like)
-        return found.flip(-1) if self.reverse else found
+        turned = tuple(hyper[name] for name in self.grid.hypers if name in hyper)
+        key = (hyper["steps"], like.dtype, like.device, *map(id, turned))
+        known, _, found = self._times
+        if known != key:
+            found = self.grid.times(self.path, hyper["steps"], hyper, like)
+            found = found.flip(-1) if self.reverse else found
+            self._times = key, turned, found  # holds what the ids are of
+        return found
 
     def next_time(self, t: Tensor, hyper: Mapping[str, Any]) -> Tensor:
         """The stop after t (runs, 1): so that `steps` may change on the way. The end's own at the end."""
-        times = self.times(hyper, t)
         if self.method.adaptive:
             return self.ends(t)[1].expand_as(t)
-        nudge = 1e-5 * (times[..., -1:] - times[..., :1])
-        passed = (times <= t + nudge) if not self.reverse else (times >= t + nudge)
+        times, nudge = self.times(hyper, t), 8 * torch.finfo(t.dtype).eps
+        passed = (times >= t - nudge) if self.reverse else (times <= t + nudge)
         index = passed.sum(-1, keepdim=True).clamp(max=times.shape[-1] - 1)
         return times.expand(len(t), -1).gather(-1, index)
 
@@ -141,18 +153,20 @@ class Sampling(Routine):
         return self.method.draw(key, brownian, state.x, state.t, self.next_time(state.t, ready))
 
     def step(self, state: SamplingState, hyper: Mapping[str, Any], noise: Any) -> tuple[SamplingState, dict]:
-        field, end = Counted(self.field), self.next_time(state.t, hyper)
+        field, end, old = Counted(self.field), self.next_time(state.t, hyper), state.x.flatten(1)
+        there = self._there(state.t)
+        if self.method.adaptive:  # a run that has diverged costs no evaluations
+            end = torch.where((state.diverged == RUNNING).unsqueeze(-1), end, state.t)
         turned = {name: h[:, None, None] if isinstance(h, Tensor) and h.ndim else h for name, h in hyper.items()}
         made = self.method.step(field, self.path, state.x, state.t, end, state.method, turned, noise)
-        sound, diverged = guard(state.x.flatten(1), made.x.flatten(1), state.diverged, state.k, 1)
-        x = sound.view(state.x.shape)
-        there = self._there(state.t)
-        x = torch.where(there.unsqueeze(-1), state.x, x)
-        t = torch.where(there | (diverged != RUNNING).unsqueeze(-1), state.t, made.time.expand_as(state.t))
+        x = made.x if self.method.adaptive else torch.where(there.unsqueeze(-1), state.x, made.x)
+        x, diverged = guard(old, x.flatten(1), state.diverged, state.k, 1)
+        x = x.view(state.x.shape)
+        t = torch.where(there | (diverged != RUNNING).unsqueeze(-1), state.t, made.time)
         spent = field.calls if made.evaluations is None else made.evaluations
-        moved = torch.linalg.vector_norm(x - state.x, dim=-1) / (t - state.t).abs().clamp(min=1e-12)
-        info = {"speed": torch.where(t == state.t, torch.zeros_like(moved), moved), **made.info}
-        nfe = state.nfe + torch.where(there, torch.zeros_like(state.nfe), torch.as_tensor(spent, dtype=torch.int32))
+        nfe = torch.where(there, state.nfe, state.nfe + spent)
+        moved = _length(x - state.x)  # 0 where time stands still
+        info = {"speed": moved / (t - state.t).abs().clamp(min=1e-12), **made.info}
         return SamplingState(x, t, made.state, nfe, state.k + 1, diverged), info
 
     def _there(self, t: Tensor) -> Tensor:
@@ -172,7 +186,7 @@ class Sampling(Routine):
     def to(self, device: Any = None) -> "Sampling":
         if device is None or torch.device(device) == self.device:
             return self
-        more: dict[str, Any] = {"steps": self.hypers["steps"].default, "samples": self.samples, "reverse": self.reverse}
+        more: dict[str, Any] = {"steps": self.steps, "samples": self.samples, "reverse": self.reverse}
         return Sampling(self.field, self.method, self.grid, dtype=self.dtype, device=device, **more)
 
     def coords(self) -> dict[str, tuple]:
@@ -180,7 +194,8 @@ class Sampling(Routine):
         return {"dim": ("dim", names, {"long_name": "coordinate", "units": "1"})}
 
     def recipe(self) -> str:
-        parts = [self.field.recipe(), self.method.recipe(), f"steps={self.hypers['steps'].default}"]
+        parts = [self.field.recipe(), self.method.recipe()]
+        parts += [] if self.method.adaptive else [f"steps={self.steps}"]
         parts += [f"grid={self.grid.recipe()}", f"samples={self.samples}"]
         parts += ["reverse=True"] if self.reverse else []
         parts += [] if self.dtype == torch.float32 else [f"dtype={self.dtype}"]
@@ -191,6 +206,14 @@ class Sampling(Routine):
 
     def describe(self) -> dict:
         return {**self.field.describe(), "method": self.method.name, "grid": self.grid.name}
+
+
+def _length(x: Tensor) -> Tensor:
+    """Euclidean norm over the last axis. Short rows are summed coordinate by coordinate: a quarter of the time."""
+    if x.shape[-1] > 4:
+        return torch.linalg.vector_norm(x, dim=-1)
+    first, *rest = (part * part for part in x.unbind(-1))
+    return sum(rest, first).sqrt()
 
 
 def sampling(
@@ -211,7 +234,8 @@ def sampling(
         field: a `Field`, the name of a density or a `Density` (its exact field), or a velocity f(x, t) with x
             (..., 2) and t (...), t = 0 at the source and 1 at the data.
         solver: a catalogue name ("heun", "dormand-prince", …) or a `Solver`.
-        steps: from one end to the other; may be turned on the way (adaptive solvers choose their own).
+        steps: from one end to the other; may be turned on the way. Adaptive solvers choose their own: of a grid they
+            keep the ends, and `steps` means nothing to them.
         grid: a catalogue name, a `Grid`, or your own times, rising within [0, 1].
         samples: how many points move together.
         reverse: from data to source instead.

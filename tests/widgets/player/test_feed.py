@@ -264,3 +264,18 @@ def test_many_threads_deliver_in_order_and_end_with_the_newest():
     feed.show(frame=Frame(-1))
     assert seqs == sorted(set(seqs))
     assert steps[-1] == -1
+
+
+def test_the_answer_to_a_turn_leaves_though_two_frames_are_on_their_way_and_only_it(host):
+    for step in range(1, 5):
+        host.show(step)
+    host.feed.show(frame=Frame(5, number=1))
+    host.run()
+    assert host.steps == [1, 2, 5]
+    host.feed.show(frame=Frame(6, number=1))
+    host.feed.show(frame=Frame(7, number=2))
+    host.run()
+    assert host.steps == [1, 2, 5]
+    host.feed.acknowledge("a", 1)
+    host.run()
+    assert host.steps == [1, 2, 5, 7]

@@ -1,0 +1,66 @@
+"""How a person uses a page of an app: opens it, presses, looks at the status line, waits, takes files away."""
+
+import re
+
+import pytest
+
+TIMEOUT = 30_000
+PLAYER = "Object.values(window.__players)[0]"
+AGENT = "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Mobile Safari/537.36"
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "user_agent": AGENT}
+
+
+def open_app(page, url):
+    """Goes to the app; returns the page once the picture is drawn."""
+    page.goto(url, timeout=TIMEOUT)
+    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    return page
+
+
+def press(page, name):
+    page.get_by_role("button", name=name).first.click()
+
+
+def said(page):
+    """The status line."""
+    return page.get_by_role("status").first.inner_text()
+
+
+def standing(page):
+    """(step, furthest step) as the status line says."""
+    found = re.search(r"step ([\d,]+) of ([\d,]+)", said(page)).groups()
+    return tuple(int(number.replace(",", "")) for number in found)
+
+
+def until(page, holds, what):
+    """Waits until `holds()` is true."""
+    for _ in range(TIMEOUT // 100):
+        if holds():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"expected {what}; the page says {said(page)!r}")
+
+
+def linked(page, text):
+    """Waits until the address holds a text."""
+    until(page, lambda: text in page.url, f"{text!r} in the address, got {page.url}")
+
+
+def play_to(page, step):
+    """Plays until a step has passed, and waits for the address to say so."""
+    press(page, "Play or pause")
+    until(page, lambda: standing(page)[0] >= step, f"step {step} to be passed while it plays")
+    press(page, "Play or pause")
+    linked(page, "step=")
+
+
+def download(page, name):
+    """Presses a button that gives a file; the file's path."""
+    with page.expect_download(timeout=TIMEOUT) as caught:
+        page.get_by_role("button", name=name).last.click()
+    return caught.value.path()
+
+
+def quiet(page):
+    """Nothing was complained of in the console."""
+    assert page.console_errors == []
