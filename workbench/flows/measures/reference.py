@@ -9,8 +9,12 @@ from torch import Tensor
 from workbench.flows.measures.estimate import Estimate, mean_of
 from workbench.routine import Key
 
-FEWEST, MOST = 8, 4096
-"""Steps that a fine solution takes from one time asked for to the next: doubled from one to, at most, the other."""
+FEWEST, MOST = 4, 256
+"""Steps that a fine solution takes from one time asked for to the next: doubled from one to, at most, the other.
+
+Exact fields of mixtures in the plane take 128 from source to data in single precision; those of points, which turn ever
+faster towards the data, may not come to an end.
+"""
 
 
 class Reference(NamedTuple):
@@ -50,15 +54,16 @@ def solve_to(field: Any, x: Tensor, t: Tensor, end: Tensor, *, tolerance: float 
 
     Args:
         t, end: times that broadcast to x without its last axis.
-        tolerance: a distance; 1e-5 in single and 1e-9 in double precision, times the size of the points, when None.
+        tolerance: a distance; 1e-5 in single and 1e-7 in double precision, times the size of the points, when None.
 
     Returns:
-        (points, error 0-d): the largest error estimated. It stays above the tolerance where 4,096 steps do not suffice.
+        (points, error 0-d): the largest error estimated, above the tolerance where 256 steps do not suffice. It can be
+        trusted as far as these steps resolve what the field does.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ODEs I, II.4 (step doubling).
     """
     if tolerance is None:
-        tolerance = (1e-5 if x.dtype == torch.float32 else 1e-9) * max(1.0, float(x.abs().max()))
+        tolerance = (1e-5 if x.dtype == torch.float32 else 1e-7) * max(1.0, float(x.abs().max()))
     steps = FEWEST
     coarse, error = equal_steps(field, x, t, end, steps), torch.full((), torch.inf, dtype=x.dtype, device=x.device)
     while steps < MOST and not float(error) <= tolerance:
