@@ -123,9 +123,8 @@ def measure(routine: Any, field: Any, x0: torch.Tensor, aim: torch.Tensor) -> Ro
     with torch.no_grad():
         begin = flight.time(0.0)
         jump = path[0] + (flight.last - flight.first) * field(path[0], begin).velocity
-    return Row(
-        distance(path[-1], aim), *(float(m(way).value) for m in (straightness, transport_cost)), distance(jump, aim)
-    )
+    bent, cost = float(straightness(way).value), float(transport_cost(way).value)
+    return Row(distance(path[-1], aim), bent, cost, distance(jump, aim))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

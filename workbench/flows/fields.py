@@ -232,7 +232,7 @@ class FunctionField(Field):
 
 
 class Posterior(NamedTuple):
-    """E[x0 | x], E[x1 | x], E[z | x], ∇ log p(x), all shaped like x, and log p(x); None what is not there or not asked for."""
+    """E[x0 | x], E[x1 | x], E[z | x], ∇ log p(x), shaped like x, and log p(x); None what is not asked for."""
 
     source: Tensor
     target: Tensor
@@ -244,8 +244,8 @@ class Posterior(NamedTuple):
 MOST_NUMBERS = 2**24
 """Numbers of one temporary; more points are taken in pieces."""
 SHORT, FEW = 4, 64
-"""Points of so few coordinates, and weights of fewer components, lie coordinate by coordinate and component by component
-in memory, each with all points: rows this short are slow to walk along."""
+"""Points of so few coordinates, and weights of fewer components, lie in memory coordinate by coordinate and component
+by component, each with all points: rows this short are slow to walk along."""
 LEAST = 1e-12
 """The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
 
@@ -339,7 +339,7 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
         return (sum(w * moved for w, moved, _ in parts) - parts[0][2] * x) / sums[0][1]
 
     if one_size:
-        inward = b * mean_target if centred else b * mean_target + a * mean_source
+        inward: Any = b * mean_target if mean_source is None else b * mean_target + a * mean_source
         score = (inward - x) / variance
     else:
         score = pull(p / variance)
@@ -351,7 +351,7 @@ def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) 
 
 
 def _weights(logits: Tensor) -> Tensor:
-    """Over the last axis of (n, K): softmax, or as good, that times something. What is less than e⁻⁸⁰ of the largest is 0:
+    """Over the last axis of (n, K): softmax, or as good, that times something. Less than e⁻⁸⁰ of the largest is 0:
     subnormal numbers are slow.
     """
     shifted = torch.threshold(logits - logits.amax(-1, keepdim=True), -80.0, -math.inf)
@@ -372,13 +372,13 @@ def _sums(weights: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squared_distances(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """|x - Σ w means_k|², (n, K), over pairs of weights (n or 1, 1) and means (K or 1, dim); never by expanding the square,
-    which cancels.
+    """|x - Σ w means_k|², (n, K), over pairs of weights (n or 1, 1) and means (K or 1, dim). The square is never
+    expanded, which would cancel.
     """
     if x.shape[-1] <= SHORT:
         return _squares_by_coordinate(x, centres)
     if centres[0][0].numel() == 1:
-        place = sum(w * means for w, means in centres)
+        place: Any = sum(w * means for w, means in centres)
         return torch.cdist(x, place, compute_mode="donot_use_mm_for_euclid_dist").square()
     return (x[:, None] - sum(w.unsqueeze(-1) * means for w, means in centres)).square().sum(-1)
 

@@ -143,7 +143,8 @@ class MLP(Model):
         squash, back = OVER_Z.get(self.activation, ACTIVATIONS[self.activation]), BACKWARD[self.activation]
         gradient = torch.empty_like(x, requires_grad=False)
         blocks, into = self.space.blocks(x.detach()), self.space.blocks(gradient)
-        hs, zs = [inputs.mT.expand(len(x), -1, -1)], []
+        hs: list[Tensor] = [inputs.mT.expand(len(x), -1, -1)]
+        zs: list[Tensor] = []
         for i in range(0, len(blocks), 2):
             if i:
                 hs.append(squash(zs[-1]))

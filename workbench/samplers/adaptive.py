@@ -1,4 +1,4 @@
-"""Adaptive solvers: every sample has its own time, step and error; a step is one attempt for all that have not arrived."""
+"""Adaptive solvers: every sample has its own time, step and error; a step is one attempt of all still on their way."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -18,8 +18,8 @@ LEAST = 10
 
 
 class Control(NamedTuple):
-    """Of each sample: the slope where it is (runs, samples, dim), the length of its next step (runs, samples; 0 when none
-    is chosen yet), and 1 when its last attempt was rejected, else 0.
+    """Of each sample: the slope where it is (runs, samples, dim), the length of its next step (runs, samples; 0 when
+    none is chosen yet), and 1 when its last attempt was rejected, else 0.
     """
 
     slope: Tensor
@@ -46,8 +46,8 @@ class Live:
         self.all = len(self.rows) == t.numel()
 
     def take(self, whole: Tensor) -> Tensor:
-        """Their part of (runs, samples, …). Of points in few dimensions, with one coordinate after the other in memory: there
-        a product with one number a point takes a fifth of the time.
+        """Their part of (runs, samples, …). Points in few dimensions have one coordinate after the other in memory: a
+        product with one number a point then takes a fifth of the time.
         """
         flat = whole.flatten(0, 1)
         part = flat if self.all else flat.index_select(0, self.rows)
@@ -67,14 +67,14 @@ class Live:
 class Embedded(Solver):
     """A Runge–Kutta step with a second result of a lower order, whose distance tells the error; a step for each sample.
 
-    err = √(mean over coordinates of (h Σ (b_i - b̂_i) k_i / (atol + rtol max(|x|, |x_new|)))²). An attempt is accepted when
-    err < 1. The next step is h · 0.9 err^(-1/(q+1)), q the lower order, at most 5 times as long, at least a fifth, and not
-    longer right after a rejection. The last slope of an accepted attempt is the first of the next. A sample whose attempts
-    fail down to ten units in the last place of its time cannot go on: its run is marked as diverged there. The first
-    attempt costs two evaluations more: the first slope, and one to choose the first step.
+    err = √(mean over coordinates of (h Σ (b_i - b̂_i) k_i / (atol + rtol max(|x|, |x_new|)))²). An attempt is accepted
+    when err < 1. The next step is h · 0.9 err^(-1/(q+1)), q the lower order, at most 5 times as long, at least a
+    fifth, and not longer right after a rejection. The last slope of an accepted attempt is the first of the next. A
+    sample whose attempts fail down to ten units in the last place of its time cannot go on: its run is marked as
+    diverged there. The first attempt costs two evaluations more: the first slope, and one to choose the first step.
 
-    Measured of each sample in this attempt: `local_error` (err, in units of the tolerance), `step_size` (tried, in units of
-    t) and `rejected` (1 or 0); all 0 once it has arrived.
+    Measured of each sample in this attempt: `local_error` (err, in units of the tolerance), `step_size` (tried, in
+    units of t) and `rejected` (1 or 0); all 0 once it has arrived.
 
     Source: Hairer, Nørsett & Wanner 1993, Solving ODEs I, II.4 (error, step size, starting step).
     """

@@ -69,9 +69,9 @@ class BellmanGrid(Grid):
 def jump_costs(field: Field, fine: int, samples: int) -> NDArray[np.float64]:
     """E |x_s + (t - s) v(x_s, s) - x_t|² for any two of fine + 1 equally spaced times s < t; inf elsewhere."""
     path = field.interpolant
-    ends = path.ends if path is not None else (0.0, 1.0)
+    first, last = path.ends if path is not None else (0.0, 1.0)
     like = getattr(field, "params", torch.empty(0, dtype=torch.float64))
-    times = torch.linspace(*ends, fine + 1, dtype=like.dtype)
+    times = torch.linspace(first, last, fine + 1, dtype=like.dtype)
     x = field.source.sample(Key(0).stream("bellman"), samples, like)
     points, slopes = fine_paths(field, x if path is None else path.spread(times[0]) * x, times)
     cost = np.full((fine + 1, fine + 1), np.inf)

@@ -113,8 +113,8 @@ class LogSNRGrid(Levels):
 class EDMGrid(Levels):
     """s(t_i) = (s_first^(1/rho) + (s_last^(1/rho) - s_first^(1/rho)) i / steps)^rho, with s = spread / alpha.
 
-    The noise levels of Karras et al. between those of the path's own ends; the level 0 that they append is not a stop of
-    its own. rho = 1 makes equal steps of s; the larger rho, the finer towards the data.
+    The noise levels of Karras et al. between those of the path's own ends; the level 0 that they append is not a stop
+    of its own. rho = 1 makes equal steps of s; the larger rho, the finer towards the data.
     Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
 
