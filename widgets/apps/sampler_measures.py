@@ -48,11 +48,11 @@ MEANING = {
         "this step added. – at the start, and for solvers that draw noise.",
     ),
     "bent": (
-        "path / chord",
+        "bend",
         "Length of the way so far divided by the straight distance, mean over samples: 1 when straight.",
     ),
     "w2": (
-        "W₂ to target",
+        "W₂",
         f"2-Wasserstein distance between {AIMED} of the samples and {AIMED} samples of the target, by the optimal "
         "assignment; it is about the generated law only once time is 1.",
     ),
