@@ -278,7 +278,7 @@ def test_examples_of_the_help_are_commands_that_parse():
 
     examples = [shlex.split(line) for line in cli.EXAMPLES.splitlines() if line.startswith("  workbench")]
     parser = cli._parser({})
-    assert len(examples) == 6
+    assert len(examples) == 7
     for words in examples:
         if words[1] not in ("serve", "list"):
             assert callable(parser.parse_args(cli._joined(words[1:])).command)
@@ -378,3 +378,20 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path):
         line, shell=True, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert (done.stdout[:1], done.stderr) == ("[", "")
+
+
+def test_flow_trains_a_field_and_keeps_it(tmp_path, ask):
+    path = tmp_path / "moons.safetensors"
+    given = ["flow", "two-moons", "--steps", 6, "--hyper", "lr=1e-3", "width=8", "depth=1", "--batch-size", 16]
+    row = ask(*given, "--coupling", "minibatch-ot", "--settle", "--save", path)
+    assert (row["steps"], row["status"]) == (6, "ok")
+    field = wb.load_field(path)
+    assert field.target.name == "two-moons"
+    assert field.params.shape == (1, 8 * 3 + 8 + 2 * 8 + 2)
+
+
+def test_flow_refuses_what_is_not_there(run):
+    code, _, err = run("flow", "two-moon", "--steps", 1)
+    assert (code, "Did you mean 'two-moons'" in err) == (2, True)
+    code, _, err = run("flow", "two-moons", "--hyper", "learning_rat=1")
+    assert (code, "expected a hyperparameter to be one of" in err) == (2, True)

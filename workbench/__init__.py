@@ -6,6 +6,7 @@ record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1
 
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
+from workbench.flows import measures
 from workbench.flows.fields import Field, exact_field
 from workbench.flows.store import load_field, save_field
 from workbench.flows.trained import trained_field
@@ -50,6 +51,7 @@ __all__ = [
     "load_data",
     "load_field",
     "make",
+    "measures",
     "open",
     "rollout",
     "sampling",

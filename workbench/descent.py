@@ -41,17 +41,6 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
     return loss.detach(), gradient
 
 
-def value_and_gradient_by_blocks(
-    function: Callable[[list[Tensor]], Tensor], x: Tensor, space: Space
-) -> tuple[Tensor, Tensor]:
-    """The same for one run, by the blocks of its parameters: the tape has no splitting and joining to undo."""
-    with torch.enable_grad():
-        blocks = [block.requires_grad_() for block in space.blocks(x.detach().view(-1))]
-        loss = function(blocks)
-        gradients = torch.autograd.grad(loss, blocks, torch.ones_like(loss))
-    return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients]).unsqueeze(0)
-
-
 def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Points that stay put once a run has stopped being finite, and the step at which that happened per run.
 

@@ -5,6 +5,8 @@ A rule written with elementwise arithmetic and these functions does not care whi
 """
 
 import dataclasses
+import functools
+import math
 
 import torch
 from torch import Tensor
@@ -27,6 +29,11 @@ class Space:
         """The axis of the runs."""
         return -1 if self.axis == 0 else 0
 
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Number of coordinates of each block."""
+        return [math.prod(shape) for shape in self.shapes]
+
     def dot(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner product over the coordinates, one a run; keeps the coordinate axis with length 1."""
         return (a * b).sum(self.axis, keepdim=True)
@@ -43,8 +50,8 @@ class Space:
         """The points as layer-shaped views, (runs, *shape) each for networks; [x] when there are no layers."""
         if not self.shapes:
             return [x]
-        parts = x.split([int(torch.Size(shape).numel()) for shape in self.shapes], -1)
-        return [part.view((*part.shape[:-1], *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts, lead = x.split_with_sizes(self.sizes, -1), x.shape[:-1]
+        return [part.view((*lead, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def join(self, blocks: list[Tensor]) -> Tensor:
         """The inverse of `blocks`."""

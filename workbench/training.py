@@ -6,55 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.descent import guard, value_and_gradient, value_and_gradient_by_blocks
+from workbench.descent import guard, value_and_gradient
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, Dataset, as_data
+from workbench.problems.losses import LOSSES, SLOPES, Loss, Slope, per_run
 from workbench.problems.networks import Model, Module
 from workbench.routine import RUNNING, Hyper, Key, Probe, Routine, Variable, unknown
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(outputs)[target], mean over the batch, per run: (runs, batch, classes), (batch,) to (runs,)."""
-    if outputs.shape[0] == 1 and targets.ndim == 1:
-        return F.cross_entropy(outputs.squeeze(0), targets).view(1)
-    runs, batch, _ = outputs.shape
-    return F.cross_entropy(outputs.transpose(1, 2), targets.expand(runs, batch), reduction="none").mean(1)
-
-
-def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(outputs - targets)², mean over the batch and its values, per run: (runs, batch, values) to (runs,)."""
-    if targets.shape[-outputs.ndim + 1 :] != outputs.shape[1:]:
-        shapes = tuple(outputs.shape[1:]), tuple(targets.shape)
-        raise ValueError(f"expected outputs and targets of one shape for 'mse', got {shapes[0]} and {shapes[1]}")
-    return (outputs - targets).square().flatten(1).mean(1)
-
-
-LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
-
-
-def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
-    """Somebody's loss(outputs, targets) -> one number, of every run; targets have `dims` axes, or runs before them."""
-
-    def runs(outputs: Tensor, targets: Tensor) -> Tensor:
-        shared = targets.ndim == dims
-        if outputs.shape[0] == 1:
-            return _one_number(loss(outputs[0], targets if shared else targets[0])).reshape(1)
-        each = torch.func.vmap(lambda out, aim: _one_number(loss(out, aim)), in_dims=(0, None if shared else 0))
-        return each(outputs, targets)
-
-    return runs
-
-
-def _one_number(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"expected loss(outputs, targets) to return one number (a tensor), got {shape}")
-    return value.reshape(())
 
 
 class TrainingState(NamedTuple):
@@ -105,6 +64,7 @@ class Training(Routine):
         if loss == "mse" and data.y.ndim == 1:
             data = dataclasses.replace(data, y=data.y.unsqueeze(-1), y_test=data.y_test.unsqueeze(-1))
         self.loss, self.loss_given = LOSSES[loss] if isinstance(loss, str) else per_run(loss, data.y.ndim), loss
+        self.slope = SLOPES[loss] if isinstance(loss, str) else taped(self.loss)
         self.model, self.unbound = model.bind(math.prod(data.x.shape[1:]), data.outputs), model
         self.data = self.model.takes(data.to(self.device, dtype), dtype)
         self.method, self.batch_size = optimizer, batch_size
@@ -164,21 +124,11 @@ class Training(Routine):
         seen: dict[str, Any] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
-            inputs, targets = self.data.x[noise.rows[draw]], self.data.y[noise.rows[draw]]
-
-            def total(p: Any) -> Tensor:
-                nonlocal held
-                outputs, fresh = self.model(p, inputs, state.buffers, training=True, key=noise.key)
-                if not seen:
-                    held = {name: b.detach() for name, b in fresh.items()}
-                return self.loss(outputs, targets)
-
-            if self.model.by_blocks and len(x) == 1 and inputs.ndim == 2:
-                loss, gradient = value_and_gradient_by_blocks(total, x, self.space)
-            else:
-                loss, gradient = value_and_gradient(total, x)
-            seen.setdefault("loss", loss)
-            seen.setdefault("gradient", gradient)
+            nonlocal held
+            loss, gradient, fresh = self._gradient(x, noise.rows[draw], state.buffers, noise.key)
+            if not seen:
+                held = fresh
+                seen.update(loss=loss, gradient=gradient)
             return loss, gradient
 
         turned = {name: self.space.per_run(h) if isinstance(h, Tensor) else h for name, h in hyper.items()}
@@ -187,6 +137,21 @@ class Training(Routine):
         held = {name: _keep(diverged != RUNNING, old, held[name]) for name, old in state.buffers.items()}
         cursor = state.cursor + noise.rows.shape[0] * noise.rows.shape[-1]
         return TrainingState(x, method, state.k + 1, diverged, held, cursor), {**seen, **info}
+
+    def _gradient(self, x: Tensor, rows: Tensor, buffers: dict[str, Tensor], key: Key) -> tuple[Tensor, Tensor, dict]:
+        """(loss per run, gradient, new buffers) on some samples: as the model has written it out, or by the tape."""
+        inputs, targets = self.data.x[rows], self.data.y[rows]
+        if self.model.by_hand:
+            return *self.model.value_and_gradient(x, inputs, lambda outputs: self.slope(outputs, targets)), buffers
+        fresh = buffers
+
+        def total(p: Tensor) -> Tensor:
+            nonlocal fresh
+            outputs, fresh = self.model(p, inputs, buffers, training=True, key=key)
+            return self.loss(outputs, targets)
+
+        loss, gradient = value_and_gradient(total, x)
+        return loss, gradient, {name: b.detach() for name, b in fresh.items()}
 
     def observe(self, state: TrainingState) -> dict[str, Tensor]:
         return {"weight_norm": self.space.norm(state.x).squeeze(-1)}
@@ -236,6 +201,11 @@ class Training(Routine):
     def describe(self) -> dict:
         problem = f"{self.model.title} on {self.data.name}"
         return {"problem": problem, "method": self.method.name, **self.unbound.settings}
+
+
+def taped(loss: Loss) -> Slope:
+    """The slope of any loss, by the tape."""
+    return lambda outputs, targets: value_and_gradient(lambda out: loss(out, targets), outputs)
 
 
 def _keep(stopped: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.flows.choices import Premetric
 from workbench.routine import Key
 
 TIMES, WEIGHTS, PREMETRICS = (
@@ -185,6 +186,19 @@ def test_premetrics_are_those_of_their_source(name):
     at_zero = torch.zeros(1, 4, dtype=torch.float64, requires_grad=True)
     premetric.size(at_zero, values(premetric)).sum().backward()
     assert torch.equal(at_zero.grad, torch.zeros(1, 4, dtype=torch.float64)), "nothing pulls where nothing is wrong"
+
+
+@pytest.mark.parametrize("name", PREMETRICS)
+def test_slopes_are_derivatives_of_sizes(name):
+    """As the tape has them, one value of a hyperparameter a run included; and 0 where nothing is wrong."""
+    premetric = wb.make(name)
+    residual = Key(8).normal((3, 11, 4), like=torch.empty(0, dtype=torch.float64)) * 0.1
+    residual[0, 0] = 0
+    hyper = {label: torch.stack([h / 2, h, 3 * h]) for label, h in values(premetric).items()}
+    size, slope = premetric.slope(residual, hyper)
+    expected_size, expected = Premetric.slope(premetric, residual, hyper)
+    torch.testing.assert_close(size, expected_size)
+    torch.testing.assert_close(slope, expected)
 
 
 def test_the_normalised_size_has_the_gradient_of_loss_normalisation():

@@ -188,8 +188,8 @@ def test_at_the_last_time_of_points_the_data_are_the_nearest_point_and_the_sourc
     field, points = field_of("normal to points"), POINTS.exact.means.to(dtype)
     x = points + torch.tensor([0.1, -0.05], dtype=dtype)
     made = field(x, torch.tensor(1.0, dtype=dtype))
-    assert torch.equal(made.data, points)
-    assert torch.equal(made.velocity, points)  # E[x1 | x] - E[x0]
+    assert float((made.data - points).abs().max()) < 1e-30  # no point weighs less than e⁻⁸⁰
+    assert float((made.velocity - points).abs().max()) < 1e-30  # E[x1 | x] - E[x0]
 
 
 @over_settings
@@ -263,7 +263,9 @@ def test_a_function_is_a_velocity_and_nothing_else_unless_it_says_more():
 
 def test_a_function_is_given_a_time_for_every_point():
     seen = []
-    as_field(lambda x, t: seen.append(t.shape) or x)(torch.ones(2, 5, 2), torch.full((2, 1), 0.5))
+    field = as_field(lambda x, t: seen.append(t.shape) or x)
+    seen.clear()  # it was tried once
+    field(torch.ones(2, 5, 2), torch.full((2, 1), 0.5))
     assert seen == [(2, 5)]
 
 

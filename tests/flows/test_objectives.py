@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.descent import value_and_gradient
 from workbench.flows.fields import ExactField
-from workbench.flows.objectives import Batch, Setting
+from workbench.flows.objectives import Batch, FlowMatching, Setting
 from workbench.problems.densities import Mixture
 from workbench.rollout import advance
 from workbench.routine import Key
@@ -31,6 +32,11 @@ REGRESSIONS = [
 @pytest.fixture(autouse=True)
 def _one_thread(_fixed_numerics):
     torch.set_num_threads(1)
+
+
+def squared(residual):
+    """The size that the papers use, divided by the dimension."""
+    return residual.square().mean(-1)
 
 
 @functools.cache
@@ -59,12 +65,12 @@ def asked(objective, path, x, t):
     """(loss as a function of the answer at x, the exact field's own answer), squared, weighted by the posterior."""
     x0, x1, z, p = posterior(path, x, t)
     batch = Batch(x0, x1, t.expand(len(x0)), z, None)
-    setting = Setting(path, lambda t: p * len(p), lambda r: r.square().mean(-1), {})
+    setting = Setting(path, lambda t: p * len(p), squared, {})
     question = objective.question(batch, setting)
     torch.testing.assert_close(question.x, x.expand_as(question.x))
     exact = finite(path.name)(x, t)
     answer = torch.cat([exact[kind] for kind in (objective.predicts, *objective.also)])
-    return lambda a: question.judge(a.expand(1, len(x0), -1)), answer
+    return lambda a: question.loss(a.expand(1, len(x0), -1), setting), answer
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
@@ -90,7 +96,7 @@ def test_the_best_answer_between_two_mixtures_is_the_exact_field():
     """Velocity and score of a stochastic interpolant, whose source is no normal: slopes vanish within 4.5 errors."""
     field = ExactField(wb.make("two-modes"), wb.make("eight-gaussians"), wb.make("stochastic-path"))
     objective, path = wb.make("stochastic-interpolant"), field.interpolant
-    setting = Setting(path, torch.ones_like, lambda r: r.square().mean(-1), {})
+    setting = Setting(path, torch.ones_like, squared, {})
     slopes = []
     for step in range(60):
         key = Key(2).at(step)
@@ -129,7 +135,7 @@ def test_the_gradient_of_the_conditional_loss_is_that_of_the_marginal_loss(path)
     losses = []
     for x, t in zip(points, times, strict=True):
         x0, x1, z, p = posterior(path, x, t)
-        setting = Setting(path, lambda t, p=p: p * len(p), lambda r: r.square().mean(-1), {})
+        setting = Setting(path, lambda t, p=p: p * len(p), squared, {})
         batch = Batch(x0, x1, t.expand(len(x0)), z, None)
         losses.append(training.objective.loss(lambda x, t: training.net(params, x, t), None, batch, setting))
     (conditional,) = torch.autograd.grad(torch.stack(losses).mean(), params)
@@ -142,12 +148,12 @@ def test_the_gradient_of_the_conditional_loss_is_that_of_the_marginal_loss(path)
 def test_flow_matching_and_deblending_ask_what_their_papers_write():
     x0, x1 = Key(5).normal((7, 2), like=EXACT), Key(6).normal((7, 2), like=EXACT)
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
-    setting = Setting(wb.make("linear-path"), torch.ones_like, lambda r: r.square().mean(-1), {})
+    setting = Setting(wb.make("linear-path"), torch.ones_like, squared, {})
     for name in ("flow-matching", "alpha-deblending"):
         question = wb.make(name).question(Batch(x0, x1, t, None, None), setting)
         torch.testing.assert_close(question.x, t[:, None] * x1 + (1 - t[:, None]) * x0)
-        assert float(question.judge((x1 - x0).unsqueeze(0))) < 1e-30
-        assert float(question.judge((x1 - x0 + 1).unsqueeze(0))) == pytest.approx(1)
+        assert float(question.loss((x1 - x0).unsqueeze(0), setting)) < 1e-30
+        assert float(question.loss((x1 - x0 + 1).unsqueeze(0), setting)) == pytest.approx(1)
 
 
 def test_deblending_learns_what_flow_matching_learns():
@@ -172,10 +178,12 @@ def test_score_matching_is_noise_prediction_by_another_name():
         t = path.ends[0] + (path.ends[1] - path.ends[0]) * torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
         x0, x1, z = (Key(k).normal((9, 2), like=EXACT) for k in (7, 8, 9))
         batch = Batch(x0, x1, t, z if path.latent else None, None)
-        setting = Setting(path, torch.ones_like, lambda r: r.square().mean(-1), {})
+        setting = Setting(path, torch.ones_like, squared, {})
         guess = Key(10).normal((1, 9, 2), like=EXACT)
-        noise = wb.make("noise-prediction").question(batch, setting).judge(guess)
-        score = wb.make("denoising-score-matching").question(batch, setting).judge(-guess / path.spread(t)[:, None])
+        noise = wb.make("noise-prediction").question(batch, setting).loss(guess, setting)
+        score = (
+            wb.make("denoising-score-matching").question(batch, setting).loss(-guess / path.spread(t)[:, None], setting)
+        )
         torch.testing.assert_close(noise, score)
 
 
@@ -183,12 +191,12 @@ def test_the_best_answer_of_distillation_is_where_pairs_end():
     """At t = 0 the loss of v = x1 - x0 is nothing; with two stops half of the looks are at t = 1/2, on the line."""
     x0, x1 = Key(11).normal((400, 2), like=EXACT), Key(12).normal((400, 2), like=EXACT)
     t = Key(13).uniform((400,), like=EXACT)
-    setting = Setting(wb.make("linear-path"), torch.ones_like, lambda r: r.square().mean(-1), {})
+    setting = Setting(wb.make("linear-path"), torch.ones_like, squared, {})
     for stops, looks in ((1, [0.0]), (2, [0.0, 0.5]), (4, [0.0, 0.25, 0.5, 0.75])):
         question = wb.make("one-step-distillation", stops=stops).question(Batch(x0, x1, t, None, None), setting)
         assert question.t.unique().tolist() == looks
         torch.testing.assert_close(question.x, x0 + question.t[:, None] * (x1 - x0))
-        assert float(question.judge((x1 - x0).unsqueeze(0))) == 0
+        assert float(question.loss((x1 - x0).unsqueeze(0), setting)) == 0
         counts = torch.stack([(question.t == look).sum() for look in looks])
         assert (counts > 400 / len(looks) - 5 * 20).all()
     edge = Batch(x0[:1], x1[:1], torch.ones(1, dtype=torch.float64), None, None)
@@ -251,6 +259,48 @@ CASES = [
 
 
 # ------------------------------------------------------------------------------------------------- training
+
+
+def gradients(routine, runs=3):
+    """(by hand, by the tape), each (loss, gradient), at the first parameters of runs of their own."""
+    state, hyper = routine.init(Key((1, 2, 3)).stream("init"), runs=runs), routine.normalise()
+    (batch,) = routine.draw(Key(4), state, hyper)
+    taped = value_and_gradient(lambda p: routine.loss(p, state.objective, batch, hyper), state.x)
+    return routine.gradient(state.x, state.objective, batch, hyper), taped
+
+
+@pytest.mark.parametrize("name", [*REGRESSIONS, "one-step-distillation"])
+def test_gradients_by_hand_are_those_of_the_tape(name):
+    """Of every objective that asks the net once, and with every premetric, weight and interpolant."""
+    small = wb.make("mlp", width=7, depth=2, activation="silu")
+    made = {"network": small, "dtype": torch.float64, "batch_size": 33}
+    parts = [{}, {"weight": "debiased-weight"}, {"times": "uniform-log-snr-times"}]
+    parts += [{"premetric": row.name} for row in wb.catalogue("premetrics")]
+    if name not in ("alpha-deblending", "one-step-distillation"):
+        parts += [{"interpolant": path} for path in PATHS]
+    for options in parts:
+        routine = wb.flow_training(None, "two-moons", name, **options, **made)
+        assert routine.net.model.by_hand
+        assert routine.objective.asks_once
+        found, expected = gradients(routine)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-9, atol=1e-10 * float(expected[1].abs().max()))
+
+
+def test_an_objective_with_a_loss_of_its_own_is_taped():
+    routine = wb.flow_training(None, "two-moons", Doubled(), network=wb.make("mlp", width=5), dtype=torch.float64)
+    plain = wb.flow_training(None, "two-moons", network=wb.make("mlp", width=5), dtype=torch.float64)
+    assert not routine.objective.asks_once
+    found, expected = gradients(routine)[0], gradients(plain)[0]
+    torch.testing.assert_close(found[0], 2 * expected[0])
+    torch.testing.assert_close(found[1], 2 * expected[1])
+
+
+class Doubled(FlowMatching):
+    """Flow matching whose loss is written anew: twice as large."""
+
+    def loss(self, net, old, batch, setting):
+        return 2 * super().loss(net, old, batch, setting)
 
 
 def test_runs_with_seeds_of_their_own_train_as_if_alone():

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
+from workbench.problems.losses import LOSSES, cross_entropy, mse
 from workbench.problems.networks import ACTIVATIONS, KeyedDropout, Module
-from workbench.training import LOSSES, cross_entropy, mse
 from workbench.tree import same_bits
 
 LAYERS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU, "sigmoid": nn.Sigmoid}

@@ -16,7 +16,6 @@ import workbench as wb
 from workbench.flows.fields import exact_field
 from workbench.problems.densities import Mixture
 from workbench.rollout import advance
-from workbench.samplers.dpm import Singlestep
 from workbench.samplers.exponential import phi, taylor
 from workbench.samplers.unipc import UniPC
 
@@ -156,8 +155,12 @@ def exactly(back=False):
     return double(done.y[:, -1]).view(-1, 2)
 
 
+LATE = {"lms", "ipndm", "plms", "pndm", "dpm-solver-pp-3m"}
+"""Terms of higher order are large: these settle at more steps than the others."""
+
+
 def fitted_order(name, power, back=False, steps=None):
-    steps = steps or ((40, 80, 160) if isinstance(wb.make(name), Singlestep) else (80, 160, 320))
+    steps = steps or ((80, 160, 320) if name in LATE else (40, 80, 160))
     errors = [
         (sample(FIELD, name, grid(n, power, back), normal(), reverse=back).x[0] - exactly(back)).square().mean().sqrt()
         for n in steps
@@ -350,10 +353,19 @@ def test_churn_never_goes_beyond_the_source_end():
 # ------------------------------------------------------------------------------------------------- on the way
 
 
+WAYS = {
+    "linear": ("linear-path", torch.float32),
+    "trigonometric": ("trigonometric-path", torch.float32),
+    "trigonometric in float64": ("trigonometric-path", torch.float64),
+    "stochastic": ("stochastic-path", torch.float32),
+    "edm": ("edm-path", torch.float32),
+}
+
+
 @pytest.mark.parametrize("name", [*DETERMINISTIC, *NOISY])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("path", ["linear-path", "trigonometric-path", "stochastic-path", "edm-path"])
-def test_whole_ways_are_finite_and_stay_where_they_arrive(name, path, dtype):
+@pytest.mark.parametrize("case", WAYS)
+def test_whole_ways_are_finite_and_stay_where_they_arrive(name, case):
+    path, dtype = WAYS[case]
     routine = wb.sampling("two-modes", name, interpolant=path, steps=6, samples=64, dtype=dtype)
     session = wb.Session(routine, seed=1)
     arrived = session.step(6).state
@@ -371,7 +383,7 @@ def test_whole_ways_are_finite_and_stay_where_they_arrive(name, path, dtype):
 def test_back_to_the_source_and_again_to_data_is_where_one_began(name):
     """The whole straight line, both ends included."""
     field = exact_field(TARGET, "linear-path")
-    times = [i / 100 for i in range(101)]
+    times = [i / 50 for i in range(51)]
     x = TARGET.sample(wb.Key(0), 64, normal())
     noise = sample(field, name, times, x, reverse=True)
     again = sample(field, name, times, noise.x[0])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import workbench as wb
 from widgets.apps.flow_picture import Flight
+from workbench.flows.measures import Paths, straightness, transport_cost, w2
 
 SHARE = 0.12
 """Most of the time that measuring may take while a run plays."""
@@ -61,7 +62,7 @@ class Measures:
         like, key = torch.empty(0, dtype=lead.dtype), wb.Key(0).stream("measures")
         aim, again = (lead.target.sample(key.stream(name), SAMPLES, like) for name in ("target", "again"))
         x0 = lead.source.sample(key.stream("source"), SAMPLES, like)
-        self._aims[session] = (x0, aim, w2(again, aim))
+        self._aims[session] = (x0, aim, float(w2(again, aim).value))
 
     def floor(self, session: wb.Session) -> float:
         """W₂ between two fresh sets of target samples: as close as samples of the target itself come."""
@@ -118,21 +119,14 @@ def measure(routine: Any, field: Any, x0: torch.Tensor, aim: torch.Tensor) -> Ro
     if routine.target.classes:
         field = field.given(torch.arange(len(x0)) % len(routine.target.classes))
     path = flight.path(field, len(x0), steps=STEPS)
-    whole = path[-1] - path[0]
-    speed = path.diff(dim=0) * STEPS
-    curvature = (speed - whole).square().sum(-1).mean()
+    way = Paths(torch.linspace(0, 1, STEPS + 1, dtype=path.dtype), path)
     with torch.no_grad():
         begin = flight.time(0.0)
         jump = path[0] + (flight.last - flight.first) * field(path[0], begin).velocity
-    return Row(w2(path[-1], aim), float(curvature), float(whole.square().sum(-1).mean()), w2(jump, aim))
+    bent, cost = float(straightness(way).value), float(transport_cost(way).value)
+    return Row(distance(path[-1], aim), bent, cost, distance(jump, aim))
 
 
-def w2(a: torch.Tensor, b: torch.Tensor) -> float:
-    """2-Wasserstein distance between two sets of equally many samples, by the optimal assignment."""
-    from scipy.optimize import linear_sum_assignment
-
-    cost = torch.cdist(a.double(), b.double()).square().numpy()
-    if not np.isfinite(cost).all():
-        return float("nan")
-    rows, columns = linear_sum_assignment(cost)
-    return float(np.sqrt(cost[rows, columns].mean()))
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """W₂ between two sets of samples; NaN when some are not finite."""
+    return float(w2(a, b).value) if bool(torch.isfinite(a).all()) else float("nan")

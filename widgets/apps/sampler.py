@@ -57,7 +57,7 @@ class SamplerDesk(Desk):
             "field": OWN if self.own is not None else EXACT,
             "target": "eight-gaussians",
             "interpolant": "linear-path",
-            "samplers": [{"solver": "euler"}, {"solver": "heun"}],
+            "samplers": [{"solver": "euler"}, {"solver": "heun"}, {"solver": "dpm-solver-pp-2m"}],
             "samples": 500,
             "seed": 0,
             "asked": "all",

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
-from widgets.apps.flow_measures import w2
+from widgets.apps.flow_measures import distance
+from workbench.flows.measures.reference import classical_step, equal_steps
 from workbench.rollout import advance
 from workbench.samplers.sampling import Sampling
 
@@ -47,25 +48,15 @@ MEANING = {
         "this step added. – at the start, and for solvers that draw noise.",
     ),
     "bent": (
-        "path / chord",
+        "bend",
         "Length of the way so far divided by the straight distance, mean over samples: 1 when straight.",
     ),
     "w2": (
-        "W₂ to target",
+        "W₂",
         f"2-Wasserstein distance between {AIMED} of the samples and {AIMED} samples of the target, by the optimal "
         "assignment; it is about the generated law only once time is 1.",
     ),
 }
-
-
-def rk4(field: Any, x: Tensor, t: Tensor, end: Tensor) -> Tensor:
-    """One classical Runge–Kutta step."""
-    h, middle = end - t, (t + end) / 2
-    a = field(x, t).velocity
-    b = field(x + h / 2 * a, middle).velocity
-    c = field(x + h / 2 * b, middle).velocity
-    d = field(x + h * c, end).velocity
-    return x + h / 6 * (a + 2 * b + 2 * c + d)
 
 
 class Reference:
@@ -85,7 +76,7 @@ class Reference:
             x, found = self.x0, [self.x0]
             with torch.no_grad():
                 for t, end in zip(self.times[:-1], self.times[1:], strict=True):
-                    x = rk4(self.field, x, t, end)
+                    x = classical_step(self.field, x, t, end)
                     found.append(x)
             self._points = torch.stack(found)
         return self._points
@@ -140,7 +131,9 @@ class Measures:
         local = float("nan") if random or old is None else self._local(part, old, state)
         chord = (way[-1] - way[0]).norm(dim=-1).clamp(min=1e-12)
         bent = float((way.diff(dim=0).norm(dim=-1).sum(0) / chord).mean()) if len(way) > 1 else float("nan")
-        far = w2(x[: len(self.aim)], self.aim) if self.aim is not None and len(self.aim) <= len(x) else float("nan")
+        far = (
+            distance(x[: len(self.aim)], self.aim) if self.aim is not None and len(self.aim) <= len(x) else float("nan")
+        )
         nfe = float(state.nfe.double().mean())
         return Row(nfe, float(state.t.mean()), error, local, bent, far)
 
@@ -148,11 +141,8 @@ class Measures:
     def _local(part: Sampling, old: Any, state: Any) -> float:
         if part.method.adaptive:
             return float("nan")
-        x, t, h = old.x[0], old.t[0], (state.t[0] - old.t[0]) / FINE
         with torch.no_grad():
-            for i in range(FINE):
-                x = rk4(part.field, x, t + i * h, t + (i + 1) * h)
-        return rms(state.x[0] - x)
+            return rms(state.x[0] - equal_steps(part.field, old.x[0], old.t[0], state.t[0], FINE))
 
     def newest(self, session: wb.Session) -> tuple[int, list[Row]]:
         """(step, rows) last measured at or before where the session stands."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from workbench.descent import value_and_gradient
 from workbench.flows.interpolants import Interpolant
 from workbench.routine import Declared, Key
 
@@ -53,7 +54,7 @@ class Weight(Declared):
 
 
 class Premetric(Declared):
-    """How large a residual is. Subclasses write `size`."""
+    """How large a residual is. Subclasses write `size`, and may write its `slope`."""
 
     family: ClassVar[str] = "premetrics"
     kind: ClassVar[str] = "premetric"
@@ -61,6 +62,10 @@ class Premetric(Declared):
     def size(self, residual: Tensor, hyper: Mapping[str, Any]) -> Tensor:
         """One number a sample, (..., samples) of residuals (..., samples, dim)."""
         raise NotImplementedError
+
+    def slope(self, residual: Tensor, hyper: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The size and its derivative in the residual, shaped like it; here by the tape, which takes longer."""
+        return value_and_gradient(lambda r: self.size(r, hyper), residual)
 
 
 def per_time(value: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 class Setting(NamedTuple):
     """What a flow's training has chosen: interpolant, weight(t), size(residual), values of hyperparameters (0-d or
-    (runs,)), and density(t), that of the times (uniform when not given).
+    (runs,)), density(t) of the times (uniform when not given), and slope(residual) -> (size, its derivative).
     """
 
     path: Interpolant
@@ -39,18 +39,39 @@ class Setting(NamedTuple):
     size: Callable[[Tensor], Tensor]
     hyper: Mapping[str, Any]
     density: Callable[[Tensor], Tensor] = torch.ones_like
-
-    def mean(self, t: Tensor, residual: Tensor) -> Tensor:
-        """weight(t) size(residual), mean over the batch: residuals (runs, batch, dim) to (runs,)."""
-        return (self.weight(t) * self.size(residual)).mean(-1)
+    slope: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 class Question(NamedTuple):
-    """Points x and times t for one evaluation of the net, and judge(answer (runs, batch, …)) -> loss per run."""
+    """One evaluation of the net, at points x and times t, and how its predictions are judged: the loss is the mean over
+    the batch of factor · Σ size(scale · prediction - aim), a sum over the predictions, of which most nets give one.
+
+    factor has the shape of t, or a leading run axis; aims and scales broadcast to (runs, batch, dim).
+    """
 
     x: Tensor
     t: Tensor
-    judge: Callable[[Tensor], Tensor]
+    factor: Tensor
+    aims: tuple[Tensor, ...]
+    scales: tuple[Tensor | None, ...] = (None,)
+
+    def residuals(self, answer: Tensor) -> list[Tensor]:
+        """What is wrong with each prediction of an answer (runs, batch, predictions · dim)."""
+        heads = answer.chunk(len(self.aims), -1) if len(self.aims) > 1 else [answer]
+        each = zip(heads, self.aims, self.scales, strict=True)
+        return [(head if scale is None else scale * head) - aim for head, aim, scale in each]
+
+    def loss(self, answer: Tensor, setting: Setting) -> Tensor:
+        """Per run."""
+        sizes = [setting.size(residual) for residual in self.residuals(answer)]
+        return (self.factor * sum(sizes[1:], sizes[0])).mean(-1)
+
+    def loss_and_slope(self, answer: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+        """The loss per run and its derivative in the answer, without a tape."""
+        sizes, slopes = zip(*map(setting.slope, self.residuals(answer)), strict=True)  # type: ignore[arg-type]
+        share = (self.factor / self.t.shape[-1]).unsqueeze(-1)
+        parts = [share * (d if scale is None else scale * d) for d, scale in zip(slopes, self.scales, strict=True)]
+        return (self.factor * sum(sizes[1:], sizes[0])).mean(-1), torch.cat(parts, -1) if parts[1:] else parts[0]
 
 
 class FlowObjective(Declared):
@@ -65,6 +86,11 @@ class FlowObjective(Declared):
     kind: ClassVar[str] = "objective"
     predicts: str = "velocity"
     also: tuple[str, ...] = ()
+
+    @property
+    def asks_once(self) -> bool:
+        """Whether `question` is all there is to its loss."""
+        return type(self).loss is FlowObjective.loss
 
     def check(self, path: Interpolant) -> None:
         """Whether it is defined on this interpolant.
@@ -82,10 +108,10 @@ class FlowObjective(Declared):
         return ()
 
     def question(self, batch: Batch, setting: Setting) -> Question:
-        """What one evaluation of the net is asked, and how its answer is judged."""
-        x = setting.path.at(batch.x0, batch.x1, batch.t, batch.z)
-        aim = setting.path.target(self.predicts, batch.x0, batch.x1, batch.t, batch.z)
-        return Question(x, batch.t, lambda answer: setting.mean(batch.t, answer - aim))
+        """What one evaluation of the net is asked, and what its answer is held against."""
+        pairs = batch.x0, batch.x1, batch.t, batch.z
+        x, aim = setting.path.at(*pairs), setting.path.target(self.predicts, *pairs)
+        return Question(x, batch.t, setting.weight(batch.t), (aim,))
 
     def loss(self, net: Net, old: Net | None, batch: Batch, setting: Setting) -> Tensor:
         """Loss per run, mean over the batch. `old` is the net at the objective's averaged parameters, if it has any.
@@ -93,7 +119,7 @@ class FlowObjective(Declared):
         An objective that needs more than one evaluation writes its own.
         """
         asked = self.question(batch, setting)
-        return asked.judge(net(asked.x, asked.t))
+        return asked.loss(net(asked.x, asked.t), setting)
 
     def update(self, state: Any, x: Tensor, hyper: Mapping[str, Any]) -> Any:
         """The objective's state after the optimizer's step, which led to parameters x."""

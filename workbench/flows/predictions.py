@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from workbench.flows.choices import log_snr_rate
 from workbench.flows.interpolants import Interpolant, Linear
 from workbench.flows.objectives import Batch, FlowObjective, Question, Setting
@@ -30,7 +28,7 @@ class AlphaDeblending(FlowObjective):
     def question(self, batch, setting):
         alpha, difference = batch.t, batch.x1 - batch.x0
         blended = (1 - alpha.unsqueeze(-1)) * batch.x0 + alpha.unsqueeze(-1) * batch.x1
-        return Question(blended, alpha, lambda answer: setting.mean(alpha, answer - difference))
+        return Question(blended, alpha, setting.weight(alpha), (difference,))
 
 
 def straight(objective: FlowObjective, path: Interpolant) -> None:
@@ -81,9 +79,8 @@ class ScoreMatching(FlowObjective):
 
     def question(self, batch, setting):
         path, t = setting.path, batch.t
-        noise, spread = path.noise(batch.x0, t, batch.z), path.spread(t).unsqueeze(-1)
-        x = path.at(batch.x0, batch.x1, t, batch.z)
-        return Question(x, t, lambda answer: setting.mean(t, spread * answer + noise))
+        x, noise = path.at(batch.x0, batch.x1, t, batch.z), path.noise(batch.x0, t, batch.z)
+        return Question(x, t, setting.weight(t), (-noise,), (path.spread(t).unsqueeze(-1),))
 
 
 class StochasticInterpolant(FlowObjective):
@@ -106,12 +103,7 @@ class StochasticInterpolant(FlowObjective):
         path, t = setting.path, batch.t
         x, aim = (part(batch.x0, batch.x1, t, batch.z) for part in (path.at, path.velocity))
         size, noise = (path.sigma(t), batch.x0) if batch.z is None else (path.gamma(t), batch.z)
-
-        def judge(answer: Tensor) -> Tensor:
-            velocity, score = answer.chunk(2, -1)
-            return setting.mean(t, velocity - aim) + setting.mean(t, size.unsqueeze(-1) * score + noise)
-
-        return Question(x, t, judge)
+        return Question(x, t, setting.weight(t), (aim, -noise), (None, size.unsqueeze(-1)))
 
 
 class WeightedELBO(FlowObjective):
@@ -130,14 +122,10 @@ class WeightedELBO(FlowObjective):
     ledger = "understanding-diffusion-objectives-as-the"
     evidence = "tests/flows/test_objectives.py::test_the_weighted_elbo_depends_on_the_weight_alone"
     predicts = "noise"
-    reach: Any = Hyper(
-        5.0, 0.1, 20.0, soft=(1.0, 10.0), kind="init", doc="The |λ| beyond which nothing counts."
-    )
+    reach: Any = Hyper(5.0, 0.1, 20.0, soft=(1.0, 10.0), kind="init", doc="The |λ| beyond which nothing counts.")
 
     def question(self, batch: Batch, setting: Setting) -> Question:
-        x, t, _ = super().question(batch, setting)
-        counts = setting.path.log_snr(t).abs() <= self.reach
-        rate = log_snr_rate(setting.path, t) / setting.density(t)
-        factor = rate.masked_fill(~counts, 0.0) * setting.weight(t).masked_fill(~counts, 0.0)
-        noise = setting.path.noise(batch.x0, t, batch.z)
-        return Question(x, t, lambda answer: (factor * setting.size(answer - noise)).mean(-1))
+        plain, t = super().question(batch, setting), batch.t
+        beyond = setting.path.log_snr(t).abs() > self.reach
+        rate = (log_snr_rate(setting.path, t) / setting.density(t)).masked_fill(beyond, 0.0)
+        return plain._replace(factor=rate * plain.factor.masked_fill(beyond, 0.0))

@@ -20,6 +20,9 @@ class Squared(Premetric):
     def size(self, residual, hyper):
         return residual.square().mean(-1)
 
+    def slope(self, residual, hyper):
+        return residual.square().mean(-1), residual * (2 / residual.shape[-1])
+
 
 class PseudoHuber(Premetric):
     """(√(Σ r_i² + c²) - c) / dim with c = huber_c · dim: a square when small, a length when large.
@@ -36,9 +39,17 @@ class PseudoHuber(Premetric):
     huber_c = Hyper(0.00054, 1e-6, 10.0, "log", (1e-4, 1.0), doc="Where a square turns into a length, a coordinate.")
 
     def size(self, residual, hyper):
+        root, c = self._root(residual, hyper)
+        return (root - c) / residual.shape[-1]
+
+    def slope(self, residual, hyper):
+        root, c = self._root(residual, hyper)
         dim = residual.shape[-1]
-        c = dim * per_time(hyper["huber_c"])
-        return (torch.sqrt(residual.square().sum(-1) + c * c) - c) / dim
+        return (root - c) / dim, residual / (dim * root.unsqueeze(-1))
+
+    def _root(self, residual, hyper):
+        c = residual.shape[-1] * per_time(hyper["huber_c"])
+        return torch.sqrt(residual.square().sum(-1) + c * c), c
 
 
 class Euclidean(Premetric):
@@ -55,6 +66,10 @@ class Euclidean(Premetric):
     def size(self, residual, hyper):
         return torch.linalg.vector_norm(residual, dim=-1) / residual.shape[-1] ** 0.5
 
+    def slope(self, residual, hyper):
+        size = self.size(residual, hyper)
+        return size, residual / (residual.shape[-1] * size).clamp(min=1e-30).unsqueeze(-1)
+
 
 class Absolute(Premetric):
     """Σ |r_i| / dim: its best answer is a median of each coordinate.
@@ -69,6 +84,9 @@ class Absolute(Premetric):
 
     def size(self, residual, hyper):
         return residual.abs().mean(-1)
+
+    def slope(self, residual, hyper):
+        return residual.abs().mean(-1), residual.sign() / residual.shape[-1]
 
 
 class Normalised(Premetric):
@@ -89,3 +107,7 @@ class Normalised(Premetric):
 
     def size(self, residual, hyper):
         return torch.log(residual.square().mean(-1) + per_time(hyper["log_floor"]))
+
+    def slope(self, residual, hyper):
+        square = residual.square().mean(-1) + per_time(hyper["log_floor"])
+        return torch.log(square), residual * (2 / residual.shape[-1]) / square.unsqueeze(-1)

@@ -34,7 +34,7 @@ class Reflow(Coupling):
     title = "Reflow"
     source = "Liu, Gong & Liu 2023, arXiv:2209.03003"
     ledger = "flow-straight-and-fast"
-    evidence = "tests/flows/test_couplings.py::test_reflow_pairs_are_ends_of_one_path"
+    evidence = "tests/flows/test_couplings.py::test_reflow_pairs_are_ends_of_one_path[linear-path]"
     steps: Any = Hyper(20, 1, 1000, "integer", (1, 100), kind="init", unit="steps", doc="From source to data.")
     pool: Any = Hyper(
         4096, 0, 10**6, "integer", kind="init", unit="pairs", doc="Computed once and drawn from; 0: anew at each step."
@@ -161,5 +161,4 @@ class OneStepDistillation(FlowObjective):
 
     def question(self, batch, setting):
         t = (batch.t * self.stops).floor().clamp(max=self.stops - 1) / self.stops
-        aim = batch.x1 - batch.x0
-        return Question(setting.path.at(batch.x0, batch.x1, t), t, lambda answer: setting.mean(t, answer - aim))
+        return Question(setting.path.at(batch.x0, batch.x1, t), t, setting.weight(t), (batch.x1 - batch.x0,))

@@ -21,7 +21,7 @@ class UniformTimes(Times):
     name = "uniform-times"
     title = "Uniform"
     source = "Lipman et al. 2023, arXiv:2210.02747"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[uniform-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[uniform-times-default]"
 
     def unit(self, u, hyper):
         return u
@@ -39,7 +39,7 @@ class LogitNormalTimes(Times):
     name = "logit-normal-times"
     title = "Logit-normal"
     source = "Esser et al. 2024, arXiv:2403.03206"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[logit-normal-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[logit-normal-times-default]"
     logit_mean = Hyper(0.0, -10.0, 10.0, soft=(-2.0, 2.0), doc="Mean of log(t / (1 - t)).")
     logit_scale = Hyper(1.0, 0.01, 10.0, "log", (0.2, 3.0), doc="Standard deviation of log(t / (1 - t)).")
 
@@ -64,7 +64,7 @@ class UShapedTimes(Times):
     title = "U-shaped"
     source = "Lee, Lin & Fanti 2024, arXiv:2405.20320"
     ledger = "improving-the-training-of-rectified"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[u-shaped-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[u-shaped-times-default]"
     u_steepness = Hyper(4.0, 0.01, 20.0, "log", (0.5, 10.0), doc="How much more at the ends: a in exp(a t).")
 
     def unit(self, u, hyper):
@@ -86,7 +86,7 @@ class ExponentialTimes(Times):
     title = "Exponential"
     source = "Kim et al. 2025, arXiv:2410.07815"
     ledger = "simple-reflow"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[exponential-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[exponential-times-default]"
     time_base = Hyper(10.0, 1.01, 1000.0, "log", (1.1, 100.0), doc="How much likelier t = 0 is than t = 1.")
 
     def unit(self, u, hyper):
@@ -139,7 +139,7 @@ class LogNormalNoiseTimes(LogSnrTimes):
     name = "log-normal-noise-times"
     title = "Log-normal noise"
     source = "Karras et al. 2022, arXiv:2206.00364"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[log-normal-noise-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[log-normal-noise-times-default]"
     noise_mean = Hyper(-1.2, -10.0, 10.0, soft=(-4.0, 2.0), doc="Mean of log(spread / alpha).")
     noise_std = Hyper(1.2, 0.01, 10.0, "log", (0.3, 3.0), doc="Standard deviation of log(spread / alpha).")
 
@@ -167,7 +167,7 @@ class UniformLogSnrTimes(LogSnrTimes):
     title = "Uniform log-SNR"
     source = "Kingma & Gao 2023, arXiv:2303.00848"
     ledger = "understanding-diffusion-objectives-as-the"
-    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[uniform-log-snr-times]"
+    evidence = "tests/flows/test_choices.py::test_times_follow_their_density[uniform-log-snr-times-default]"
     lambda_low = Hyper(-5.0, -20.0, -0.1, soft=(-10.0, -0.5), doc="Half the log-SNR where the noisiest looks are.")
     lambda_high = Hyper(5.0, 0.1, 20.0, soft=(0.5, 10.0), doc="Half the log-SNR where the cleanest looks are.")
 

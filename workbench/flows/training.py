@@ -15,6 +15,7 @@ from workbench.flows.choices import Premetric, Times, Weight
 from workbench.flows.couplings import Coupling
 from workbench.flows.fields import Field
 from workbench.flows.interpolants import Interpolant
+from workbench.flows.measures import flow_probes
 from workbench.flows.objectives import Batch, FlowObjective, Setting
 from workbench.optimizers.base import Optimizer
 from workbench.problems.densities import Density, Mixture
@@ -165,7 +166,7 @@ class FlowTraining(Routine):
             "loss": Variable((), "loss of the batch, mean per pair"),
             "weight_norm": Variable((), "Euclidean norm of all parameters"),
         }
-        self.probes = {}
+        self.probes = flow_probes(self)
 
     def init(self, key: Key, *, start: Any = None, runs: int | None = None) -> FlowState:
         like = torch.empty(0, dtype=self.dtype, device=self.device)
@@ -201,7 +202,7 @@ class FlowTraining(Routine):
         seen: dict[str, Any] = {}
 
         def oracle(x: Tensor, draw: int = 0) -> tuple[Tensor, Tensor]:
-            loss, gradient = value_and_gradient(lambda p: self.loss(p, state.objective, noise[draw], hyper), x)
+            loss, gradient = self.gradient(x, state.objective, noise[draw], hyper)
             seen.setdefault("loss", loss)
             return loss, gradient
 
@@ -211,22 +212,35 @@ class FlowTraining(Routine):
         own = self.objective.update(state.objective, x, turned)
         return FlowState(x, method, own, state.k + 1, diverged), {**seen, **info}
 
+    def gradient(self, x: Tensor, own: Any, batch: Batch, hyper: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(loss per run, its gradient): as the model has written it out where the net is asked once, or by the tape."""
+        if not (self.net.model.by_hand and self.objective.asks_once):
+            return value_and_gradient(lambda p: self.loss(p, own, batch, hyper), x)
+        setting = self.setting(hyper)
+        asked = self.objective.question(batch, setting)
+        rows = self.net.rows(asked.x, asked.t, batch.labels)
+        return self.net.model.value_and_gradient(x, rows, lambda answer: asked.loss_and_slope(answer, setting))
+
     def loss(self, x: Tensor, own: Any, batch: Batch, hyper: Mapping[str, Any]) -> Tensor:
         """The objective's loss per run at parameters x (runs, parameters)."""
-        times, weight, premetric = self.choices
 
         def net_of(params: Tensor) -> Any:
             return lambda points, t: self.net(params, points, t, batch.labels)
 
-        setting = Setting(
+        old = net_of(own[0].detach()) if own else None
+        return self.objective.loss(net_of(x), old, batch, self.setting(hyper))
+
+    def setting(self, hyper: Mapping[str, Any]) -> Setting:
+        """What was chosen, at these values."""
+        times, weight, premetric = self.choices
+        return Setting(
             self.path,
             lambda t: weight.weight(self.path, t, hyper),
             lambda r: premetric.size(r, hyper),
             hyper,
             lambda t: times.density(t, self.path, hyper),
+            lambda r: premetric.slope(r, hyper),
         )
-        old = net_of(own[0].detach()) if own else None
-        return self.objective.loss(net_of(x), old, batch, setting)
 
     def field(self, state: FlowState, run: int = 0, *, origin: str = "") -> NetField:
         """The field that a run has learned so far."""

@@ -80,7 +80,7 @@ class Adam(Optimizer):
 
     def shrink(self, x, g, hyper):
         """Where the weight decay acts: on the gradient."""
-        return x, g + hyper["weight_decay"] * x
+        return x, torch.addcmul(g, hyper["weight_decay"], x)
 
     def step(self, space, oracle, x, state, hyper, noise):
         _, g = oracle(x)
@@ -88,8 +88,9 @@ class Adam(Optimizer):
         m = torch.lerp(g, state.m, hyper["beta1"])
         v = torch.lerp(g * g, state.v, hyper["beta2"])
         p1, p2 = state.p1 * hyper["beta1"], state.p2 * hyper["beta2"]
-        scale, root = hyper["lr"] / (1 - p1), (1 - p2).rsqrt()
-        return x - scale * m / (v.sqrt() * root + hyper["eps"]), AdamState(m, v, p1, p2), {}
+        root = (1 - p2).sqrt()  # as the paper's section 2 orders it: x - lr root/(1 - p1) m / (√v + root eps)
+        rate, eps = hyper["lr"] * root / (1 - p1), hyper["eps"] * root
+        return torch.addcdiv(x, rate * m, v.sqrt() + eps, value=-1), AdamState(m, v, p1, p2), {}
 
 
 class AdamW(Adam):

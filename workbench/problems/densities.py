@@ -103,6 +103,8 @@ class Mixture(Density):
         spectrum, basis = _spectrum(_finite("scale", scale), k, self.dim)
         self.exact = Parts(means, torch.log(weights / weights.sum()), spectrum, basis)
         self._parts: dict[tuple, Parts] = {}
+        self.edges = self.weights.cumsum(0)[:-1]  # of the components in [0, 1), to choose one by a uniform number
+        self.spread = spectrum.sqrt() if bool((spectrum > 0).any()) else None
 
     @classmethod
     def normal(cls, dim: int) -> "Mixture":
@@ -127,12 +129,15 @@ class Mixture(Density):
     def sample_component(self, key: Key, n: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Samples (n, dim), and which component each is from, (n,) int64."""
         exact = torch.empty(0, dtype=torch.float64)
-        k = _choose(self.weights, key.stream("component").uniform((n,), like=exact))
-        x = self.exact.means[k]
-        if bool((self.exact.spectrum > 0).any()):
-            z = key.stream("normal").normal((n, self.dim), like=exact) * self.exact.spectrum[k].sqrt()
+        if len(self.edges):
+            k = torch.searchsorted(self.edges, key.stream("component").uniform((n,), like=exact), right=True)
+        else:
+            k = torch.zeros(1, dtype=torch.int64)  # the only one, which broadcasts
+        x = self.exact.means[k].expand(n, -1)
+        if self.spread is not None:
+            z = key.stream("normal").normal((n, self.dim), like=exact) * self.spread[k]
             x = x + (z if self.exact.basis is None else (self.exact.basis[k] @ z.unsqueeze(-1)).squeeze(-1))
-        return x.to(device=like.device, dtype=like.dtype), k.to(like.device)
+        return x.to(device=like.device, dtype=like.dtype), k.expand(n).to(like.device)
 
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) of points (..., dim), of shape (...).
@@ -147,6 +152,10 @@ class Mixture(Density):
         """∇ log p(x), shaped like x."""
         y, logits = self._whitened(x)
         return -(torch.softmax(logits, -1).unsqueeze(-1) * y).sum(-2)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """How probable each component is at points (..., dim): (..., K), summing to 1."""
+        return torch.softmax(self._whitened(x)[1], -1)
 
     def _whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """C_k⁻¹ (x - m_k), (..., K, dim), and log w_k N(x; m_k, C_k), (..., K)."""
@@ -207,11 +216,6 @@ def _spectrum(scale: Tensor, k: int, dim: int) -> tuple[Tensor, Tensor | None]:
     if bool((spectrum < -1e-12 * spectrum.abs().amax()).any()):
         raise ValueError(f"expected covariances without negative eigenvalues, got {spectrum.min().item():g}")
     return spectrum.clamp(min=0), basis
-
-
-def _choose(weights: Tensor, u: Tensor) -> Tensor:
-    """Components by inverting their distribution function at u in [0, 1)."""
-    return torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
 
 
 # ------------------------------------------------------------------------------------------------------ presets

@@ -27,6 +27,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 
+OVER_Z = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
+"""Activations that may be written over z, because their derivative is a function of h = activation(z)."""
+
+_aten = torch.ops.aten
+BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "relu": lambda d, z, h: _aten.threshold_backward.grad_input(d, h, 0, grad_input=d),
+    "tanh": lambda d, z, h: _aten.tanh_backward.grad_input(d, h, grad_input=d),
+    "gelu": lambda d, z, h: _aten.gelu_backward.grad_input(d, z, grad_input=d),
+    "silu": lambda d, z, h: _aten.silu_backward.grad_input(d, z, grad_input=d),
+    "sigmoid": lambda d, z, h: _aten.sigmoid_backward.grad_input(d, h, grad_input=d),
+}
+"""d · activation'(z), written over d: the functions that the tape calls too."""
+
 
 class Model(Declared):
     """A network. `bind(inputs, outputs)` fixes its sizes; then `init` and `__call__` work on (runs, parameters)."""
@@ -35,8 +48,13 @@ class Model(Declared):
     kind: ClassVar[str] = "model"
     names: tuple[str, ...] = ()
     space: Space = Space(axis=-1)
-    by_blocks: ClassVar[bool] = False
-    """Whether the parameters of one run may also be given as the list of their blocks."""
+    by_hand: ClassVar[bool] = False
+    """Whether the class that says what the model computes also says its gradient."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        said = next(base for base in cls.__mro__ if "__call__" in vars(base))
+        cls.by_hand = "value_and_gradient" in vars(said)
 
     def bind(self, inputs: int, outputs: int) -> "Model":
         """The same model with its sizes fixed."""
@@ -61,6 +79,15 @@ class Model(Declared):
         """(outputs (runs, batch, outputs), new buffers) of parameters x (runs, parameters) on a batch of inputs."""
         raise NotImplementedError
 
+    def value_and_gradient(
+        self, x: Tensor, inputs: Tensor, slope: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """(loss (runs,), its gradient (runs, parameters)), where slope(outputs) gives the loss and its derivative.
+
+        For a model without buffers and noise, whose chain rule is quicker written out than taped.
+        """
+        raise NotImplementedError
+
 
 class MLP(Model):
     """h ← activation(W h + b), `depth` times with `width` units, then W h + b.
@@ -68,7 +95,6 @@ class MLP(Model):
     Weights and biases start uniform in ±1/√(inputs of the layer), as torch.nn.Linear does.
     """
 
-    by_blocks = True
     name = "mlp"
     title = "Multilayer perceptron"
     source = "Rumelhart, Hinton & Williams 1986, Nature 323"
@@ -97,9 +123,8 @@ class MLP(Model):
 
     def __call__(self, x, inputs, buffers, *, training, key=None):
         squash = ACTIVATIONS[self.activation]
-        if isinstance(x, list) or (x.shape[0] == 1 and inputs.ndim == 2):
-            blocks = x if isinstance(x, list) else self.space.blocks(x.view(-1))
-            h = inputs
+        if x.shape[0] == 1 and inputs.ndim == 2:
+            blocks, h = self.space.blocks(x.view(-1)), inputs
             for i in range(0, len(blocks), 2):
                 h = F.linear(squash(h) if i else h, blocks[i], blocks[i + 1])
             return h.unsqueeze(0), {}
@@ -108,6 +133,31 @@ class MLP(Model):
         for i in range(0, len(blocks), 2):
             h = linear(squash(h) if i else h, blocks[i], blocks[i + 1])
         return h.transpose(1, 2), {}
+
+    def value_and_gradient(self, x, inputs, slope):
+        """By the chain rule, from the last layer to the first: ∂W = d hᵀ, ∂b = Σ d, then d ← activation'(z) · Wᵀd.
+
+        Features before the batch, as in `linear`. What is made here is written over where it is not needed any more:
+        touching fresh memory takes longer than the arithmetic (measured, as there, one thread: 5.7 ms against 7.0).
+        """
+        squash, back = OVER_Z.get(self.activation, ACTIVATIONS[self.activation]), BACKWARD[self.activation]
+        gradient = torch.empty_like(x, requires_grad=False)
+        blocks, into = self.space.blocks(x.detach()), self.space.blocks(gradient)
+        hs: list[Tensor] = [inputs.mT.expand(len(x), -1, -1)]
+        zs: list[Tensor] = []
+        for i in range(0, len(blocks), 2):
+            if i:
+                hs.append(squash(zs[-1]))
+            zs.append(torch.bmm(blocks[i], hs[-1]).add_(blocks[i + 1].unsqueeze(-1)))
+        loss, d = slope(zs.pop().mT)
+        d = d.mT
+        for i in reversed(range(0, len(blocks), 2)):
+            h = hs.pop()
+            torch.bmm(d, h.mT, out=into[i])
+            torch.sum(d, -1, out=into[i + 1])
+            if i:
+                d = back(torch.bmm(blocks[i].mT, d), zs.pop(), h)
+        return loss, gradient
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

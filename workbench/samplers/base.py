@@ -38,7 +38,8 @@ class Solver(Declared):
         order: global order of convergence on a smooth field, 0 when it has none.
         random: whether it draws noise.
         converts: whether it needs a field with an interpolant (and a unit normal source).
-        adaptive: whether it chooses its own steps: then `end` is the last time, and times differ by sample.
+        adaptive: whether it chooses its own steps: then `end` is the last time, times differ by sample, and samples
+            whose time is `end` have stopped: a step leaves them as they are, at no evaluations.
         both_ways: whether it can go from data to source as well.
     """
 

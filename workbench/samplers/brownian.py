@@ -84,20 +84,22 @@ class Path:
 
     def __init__(self, key: Key, shape: tuple[int, ...]) -> None:
         self.key, self.shape = key, shape
-        size = 16 * (key.runs or 1) * math.prod(shape)
+        size = 8 * (key.runs or 1) * math.prod(shape)
         self.normals = functools.lru_cache(maxsize=max(2 * DEPTH, MOST_BYTES // max(1, size)))(self._normals)
         self.at = functools.lru_cache(maxsize=4)(self._at)
 
     def _normals(self, node: int) -> Tensor:
         """(2, runs or 1, samples, dim), drawn in float32: in a fourth of the time of float64, and precise enough."""
-        key = self.key.at(node)
-        generators = [key.generator(run) for run in range(key.runs)] if key.runs else [key.generator()]
-        return torch.stack([torch.randn((2, *self.shape), generator=g) for g in generators], 1).double()
+        key, shape = self.key.at(node), (2, *self.shape)
+        if key.runs is None:
+            return torch.randn(shape, generator=key.generator(), dtype=torch.float32).unsqueeze(1)
+        generators = [key.generator(run) for run in range(key.runs)]
+        return torch.stack([torch.randn(shape, generator=one, dtype=torch.float32) for one in generators], 1)
 
     def _at(self, t: float) -> tuple[Tensor, Tensor]:
         w, i = (torch.zeros(self.key.runs or 1, *self.shape, dtype=torch.float64) for _ in range(2))
         for node, (w1, w2, i1, i2) in weights(t).items():
-            first, second = self.normals(node)
+            first, second = self.normals(node).double().unbind()
             w.add_(first, alpha=w1).add_(second, alpha=w2)
             i.add_(first, alpha=i1).add_(second, alpha=i2)
         return w.mul_(FINEST_W).round_().div_(FINEST_W), i.mul_(FINEST_I).round_().div_(FINEST_I)

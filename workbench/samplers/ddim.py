@@ -27,7 +27,7 @@ class DDIM(Solver):
     title = "DDIM"
     kind = "diffusion"
     source = "Song, Meng & Ermon 2021, arXiv:2010.02502"
-    evidence = "tests/samplers/test_diffusers_parity.py::test_ddim_equals_diffusers"
+    evidence = "tests/samplers/test_diffusers_parity.py::test_ddim_equals_diffusers[uneven]"
     converts = True
     order = 1
 

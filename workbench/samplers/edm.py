@@ -48,7 +48,7 @@ class EDMChurn(Solver):
     title = "EDM with churn"
     kind = "diffusion"
     source = "Karras et al. 2022, arXiv:2206.00364"
-    evidence = "tests/samplers/test_diffusion.py::test_churn_is_algorithm_2"
+    evidence = "tests/samplers/test_diffusion.py::test_churn_is_algorithm_2[edm-path-all]"
     converts, random, both_ways = True, True, False
     s_churn: Any = Hyper(40.0, 0.0, 1e4, soft=(0.0, 100.0), doc="Noise added, over all steps; 0 is EDM Heun.")
     s_min: Any = Hyper(0.0, 0.0, 1e4, soft=(0.0, 10.0), doc="No churn below this noise level (s / alpha).")

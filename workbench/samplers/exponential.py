@@ -10,7 +10,8 @@ so a step of h = λ_t - λ_s on which the prediction is c_0 + c_1 τ + c_2 τ² 
     J_k = ∫_0^h e^{-(h - τ)} τ^k dτ, scale = alpha_t (data);        J_k = ∫_0^h e^{h - τ} τ^k dτ, scale = -s_t (noise)
 
 The first two terms are the DDIM step: finite even from λ = -∞ (alpha = 0) and to λ = +∞ (s = 0). There no polynomial in
-λ means anything, and every method here is its first-order step. Going back, from data to source, is h < 0.
+λ means anything, and that step is all of it. Going back, from data to source, is h < 0. A field that predicts noise
+alone cannot tell data at alpha = 0: its samples start later.
 """
 
 import math
@@ -53,7 +54,7 @@ def first_order(prediction: Prediction, there: Level) -> Tensor:
 
 
 def span(here: Level, there: Level) -> Tensor:
-    """h = λ_t - λ_s; 0 when it is infinite, which leaves of every method here its first-order step."""
+    """h = λ_t - λ_s; 0 when it is infinite, which leaves the first-order step alone."""
     return finite(there.lam - here.lam)
 
 

@@ -91,7 +91,7 @@ class Levels(Grid):
             for end in torch.tensor(path.ends, dtype=like.dtype, device=like.device)
         )
         inside = path.time_of(self.levels(first, last, unit, turned)[..., 1:-1])
-        first, last = (torch.full_like(inside[..., :1], end) for end in path.ends)
+        first, last = (inside.new_full((*inside.shape[:-1], 1), end) for end in path.ends)
         return torch.cat([first, inside, last], -1)
 
 
@@ -113,8 +113,8 @@ class LogSNRGrid(Levels):
 class EDMGrid(Levels):
     """s(t_i) = (s_first^(1/rho) + (s_last^(1/rho) - s_first^(1/rho)) i / steps)^rho, with s = spread / alpha.
 
-    The noise levels of Karras et al. between those of the path's own ends; the level 0 that they append is not a stop of
-    its own. rho = 1 makes equal steps of s; the larger rho, the finer towards the data.
+    The noise levels of Karras et al. between those of the path's own ends; the level 0 that they append is not a stop
+    of its own. rho = 1 makes equal steps of s; the larger rho, the finer towards the data.
     Source: Karras et al. 2022, arXiv:2206.00364, equation 5.
     """
 

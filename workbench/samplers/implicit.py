@@ -11,13 +11,15 @@ from workbench.samplers.base import Solver, Step, column
 class ImplicitMidpoint(Solver):
     """k = v(x + h k / 2, t + h / 2); x ← x + h k.
 
-    Symmetric and symplectic: it keeps quadratic invariants, and the way back is the way it came. The equation is solved
-    by k ← v(x + h k / 2, t + h / 2) from k = 0, `iterations` times, as many evaluations. That converges when h L / 2 < 1,
-    L the Lipschitz constant of v, and gains a factor h L / 2 an iteration; two are enough for order 2. Where it does not
-    converge, the step is taken with the last k all the same: `residual`, |h| times the last change of k in units of x,
-    then stays large, and a run may diverge. More steps, or more iterations where it converges slowly, mend it.
+    Symmetric and symplectic: it keeps quadratic invariants, and the way back is the way it came. The equation is
+    solved by k ← v(x + h k / 2, t + h / 2) from k = 0, `iterations` times, as many evaluations. That converges when h
+    L / 2 < 1, L the Lipschitz constant of v, and gains a factor h L / 2 an iteration; two are enough for order 2.
+    Where it does not converge, the step is taken with the last k all the same: `residual`, |h| times the last change
+    of k in units of x, then stays large, and a run may diverge. More steps, or more iterations where it converges
+    slowly, mend it.
 
-    Source: Hairer, Lubich & Wanner 2006, Geometric Numerical Integration, II.1.1, IV.2.1 and VIII.6 (fixed-point iteration).
+    Source: Hairer, Lubich & Wanner 2006, Geometric Numerical Integration, II.1.1, IV.2.1, VIII.6 (fixed-point
+    iteration).
     """
 
     name = "implicit-midpoint"

@@ -20,7 +20,7 @@ class Past(NamedTuple):
 
 
 def adams_weights(times: tuple[Tensor, ...], end: Tensor) -> list[Tensor]:
-    """Weights w_j with ∫ p dt = (end - t_0) Σ w_j p(t_j) from t_0 to `end`, for polynomials p of degree below their number.
+    """Weights w_j with ∫ p dt = (end - t_0) Σ w_j p(t_j) from t_0 to `end`, p of degree below their number.
 
     They solve Σ_j w_j r_j^m = 1 / (m + 1) for m = 0, 1, …, where r_j = (t_j - t_0) / (end - t_0). In float64.
 
@@ -74,7 +74,7 @@ class AdamsBashforth2(AdamsBashforth):
 
 
 class AdamsBashforth3(AdamsBashforth):
-    """x ← x + h (23 k_n - 16 k_{n-1} + 5 k_{n-2}) / 12 when steps are equal; starts with two steps of Kutta's third order.
+    """x ← x + h (23 k_n - 16 k_{n-1} + 5 k_{n-2}) / 12 when steps are equal; starts with two RK3 steps.
 
     Source: Bashforth & Adams 1883; Hairer, Nørsett & Wanner 1993, Solving ODEs I, III.1 and III.5.
     """
@@ -88,7 +88,7 @@ class AdamsBashforth3(AdamsBashforth):
 
 
 class AdamsBashforth4(AdamsBashforth):
-    """x ← x + h (55 k_n - 59 k_{n-1} + 37 k_{n-2} - 9 k_{n-3}) / 24 when steps are equal; starts with three steps of RK4.
+    """x ← x + h (55 k_n - 59 k_{n-1} + 37 k_{n-2} - 9 k_{n-3}) / 24 when steps are equal; starts with three RK4 steps.
 
     Source: Bashforth & Adams 1883; Hairer, Nørsett & Wanner 1993, Solving ODEs I, III.1 and III.5.
     """
