@@ -16,6 +16,7 @@ import panel_material_ui as pmui
 
 from widgets.apps import files
 from widgets.apps.desk import GIVES, SAVED, Desk
+from widgets.apps.newest import Newest
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -43,16 +44,15 @@ class Later:
 
     def __init__(self) -> None:
         self.doc = pn.state.curdoc
-        self._waiting: dict[str, Callable[[], None]] = {}
+        self._waiting = Newest()
 
     def __call__(self, name: str, call: Callable[[], None]) -> None:
-        waiting = name in self._waiting
-        self._waiting[name] = call
-        if not waiting and self.doc is not None and self.doc.session_context is not None:
+        first = self._waiting.put(name, call)
+        if first and self.doc is not None and self.doc.session_context is not None:
             self.doc.add_next_tick_callback(functools.partial(self._run, name))
 
     def _run(self, name: str) -> None:
-        call = self._waiting.pop(name, None)
+        call = self._waiting.take(name)
         if call is not None:
             call()
 
