@@ -70,7 +70,8 @@ class HyperControl:
         self.view: Any
         name = label or (f"{hyper.name} ({hyper.unit})" if hyper.unit else hyper.name)
         if hyper.scale == "choice":
-            self.slider = pmui.Select(label=name, options=list(hyper.choices), value=value, size="small", **ONE_LINE)
+            look = {"sizing_mode": "stretch_width", "margin": (6, 0), "size": "small"}
+            self.slider = pmui.Select(label=name, options=list(hyper.choices), value=value, **look)
             self.view = self.slider
         else:
             self._make_slider(name, value, f"{whose} {name}".strip())

@@ -59,7 +59,7 @@ def curves(
         "font": {"family": FONT, "size": 11, "color": ink["ink"]},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "margin": {"l": 58, "r": 12, "t": 34, "b": 38},
+        "margin": {"l": 58, "r": 12, "t": 34 + 16 * title.count("<br>"), "b": 38},
         "xaxis": _axis(x_title, x_range, x_log, ink),
         "yaxis": _axis("", y_range, log, ink),
         "showlegend": False,

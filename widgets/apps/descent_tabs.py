@@ -13,8 +13,8 @@ from widgets.apps.descent_ahead import STEPS
 from widgets.apps.descent_desk import fan_names, method_name
 from widgets.apps.descent_paths import parts_of
 from widgets.apps.descent_record import path_record
-from widgets.apps.plot import LivePlot
-from widgets.apps.shell import FIELD
+from widgets.apps.plot import LivePlot, Plot
+from widgets.apps.shell import FIELD, GAP
 from workbench import figures
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FanTab(Tab):
         self.label.param.watch(lambda event: self._chose_method(), "value")
         self.name.param.watch(lambda event: self._choose(name=event.new), "value")
         self.count.param.watch(lambda event: self._choose(count=event.new), "value")
-        menus = pn.Row(self.label, self.name, self.count, sizing_mode="stretch_width", margin=0)
+        menus = pn.Row(self.label, self.name, self.count, sizing_mode="stretch_width", margin=0, styles=GAP)
         return pn.Column(pmui.Typography(words, variant="body2"), self.on, menus, self.pane, sizing_mode="stretch_both")
 
     def refill(self) -> None:
@@ -144,7 +144,7 @@ class HeatTab(Tab):
         self.run = pmui.Button(label="Draw heat map", size="small", variant="contained", margin=(8, 8, 8, 0))
         self.stop = pmui.Button(label="Cancel", size="small", variant="outlined", margin=(8, 0), disabled=True)
         self.bar = pmui.LinearProgress(value=0, visible=False, sizing_mode="stretch_width", variant="determinate")
-        self.pane = pn.pane.Plotly(None, min_height=260, **PLOT)
+        self.pane = Plot(None, min_height=360, **PLOT)
         self.label.param.watch(lambda event: self._names(), "value")
         self.run.on_click(lambda event: self._begin())
         self.stop.on_click(lambda event: self.desk.cancel_heat())
@@ -152,7 +152,7 @@ class HeatTab(Tab):
         self._drawn: Any = None
         self.refill()
         rows = [
-            pn.Row(*row, sizing_mode="stretch_width", margin=0)
+            pn.Row(*row, sizing_mode="stretch_width", margin=0, styles=GAP)
             for row in ((self.label, self.x, self.y), (self.side, self.steps))
         ]
         buttons = pn.Row(self.run, self.stop, margin=0)
@@ -218,7 +218,7 @@ class SpaceTab(Tab):
     title = "3-D"
 
     def make(self) -> Any:
-        self.pane = pn.pane.Plotly(None, min_height=320, **PLOT)
+        self.pane = Plot(None, min_height=320, **PLOT)
         self._drawn: Any = None
         return pn.Column(self.pane, sizing_mode="stretch_both", margin=0)
 

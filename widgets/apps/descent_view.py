@@ -21,6 +21,8 @@ OWN = "your own expression"
 SIGNS = dict(zip(MARKS, "●■▲◆✚★", strict=True))
 REST = 8
 """While it plays, a tab rests so many times as long as it took to draw: figures must not slow the picture."""
+CARD = {"& .MuiCardHeader-action .MuiIconButton-root": {"color": "text.secondary"}}
+"""The arrow that folds a card, in a colour that is seen in the dark too."""
 FIRST = 3
 """Hyperparameters a card shows before "more"."""
 ERROR = {"color": "var(--mui-palette-error-main, #c62828)", "overflow-wrap": "anywhere"}
@@ -43,8 +45,9 @@ class DescentShell(Shell):
         self.shape = pn.Column(sizing_mode="stretch_width", margin=0)
         self.cards: Any = pn.Column(sizing_mode="stretch_width", margin=0)
         names = {row.title: row.name for row in wb.catalogue("optimizers")}
-        self.adding = pmui.Select(label=f"Another optimizer (up to {MOST})", options=names, value="adam", **FIELD)
-        self.add = pmui.Button(label="Add", size="small", variant="outlined", margin=(8, 0, 4, 8), width=64)
+        label, look = f"Another optimizer (up to {MOST})", {**FIELD, "margin": (10, 0, 4, 0)}
+        self.adding = pmui.Select(label=label, options=names, value="adam", **look)
+        self.add = pmui.Button(label="Add", size="small", variant="outlined", margin=(12, 0, 4, 8), width=64)
         self.add.on_click(lambda event: self.desk.add(self.adding.value))
         self.hyper: dict[str, HyperControl] = {}
         self.shared: dict[str, HyperControl] = {}
@@ -161,12 +164,15 @@ class DescentShell(Shell):
         rows = [views[name] for name in own[:FIRST]]
         if own[FIRST:]:
             rest = [views[name] for name in own[FIRST:]]
-            rows.append(pmui.Card(*rest, title="more", collapsed=True, sizing_mode="stretch_width", margin=(4, 0)))
+            rows.append(
+                pmui.Card(*rest, title="more", collapsed=True, sx=CARD, sizing_mode="stretch_width", margin=(4, 0))
+            )
         drop = pmui.Button(label=f"Remove {label}", size="small", variant="text", margin=0)
         drop.on_click(lambda event: self.desk.remove(label))
         drop.disabled = len(self.desk.labels) == 1
         rows.append(drop)
-        card = pmui.Card(*rows, collapsed=label in self._closed_cards, sizing_mode="stretch_width", margin=(4, 0))
+        folded = label in self._closed_cards
+        card = pmui.Card(*rows, collapsed=folded, sx=CARD, sizing_mode="stretch_width", margin=(4, 0))
         card.param.watch(lambda event: self._folded(label, event.new), "collapsed")
         return card
 

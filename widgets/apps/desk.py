@@ -20,6 +20,7 @@ from typing import Any
 import workbench as wb
 from widgets.apps import files, link
 from widgets.apps.making import Maker
+from widgets.apps.newest import Newest
 from widgets.player import Frame, Scene, export_html
 
 FRAME_SECONDS = 1 / 60
@@ -82,7 +83,7 @@ class Desk:
         self._last = {"frame": 0.0, "curves": 0.0}
         self._turned = 0.0
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
-        self._newest: dict[str, Callable[[], None]] = {}
+        self._newest = Newest()
         self._asked: dict[str, Any] = {}
         self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
@@ -186,11 +187,8 @@ class Desk:
         Everything is shown again after it, unless it returns `QUIET`.
         """
         if newest:
-            waiting = newest in self._newest
-            self._newest[newest] = command
-            if waiting:
-                return
-            self._commands.put(newest)
+            if self._newest.put(newest, command):
+                self._commands.put(newest)
         else:
             self._commands.put(command)
 
@@ -388,7 +386,7 @@ class Desk:
             if command is None:
                 return
             if isinstance(command, str):
-                command = self._newest.pop(command)
+                command = self._newest.take(command)
             shown: Any = None
             try:
                 shown = command()

@@ -1,12 +1,22 @@
-"""The pane of live figures: Plotly without the checks, for figures that are plain dicts and are made by us."""
+"""Panes of figures: Plotly that keeps off a phone's titles, and one without the checks for live figures of our own."""
 
 from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
 
+TOUCH = "@media (hover: none) { .modebar { display: none !important; } }"
+"""Plotly's buttons appear under a mouse; without one they would stand over the title all the time."""
 
-class LivePlot(pn.pane.Plotly):
+
+class Plot(pn.pane.Plotly):
+    """A Plotly pane whose buttons stay away where there is no mouse."""
+
+    def __init__(self, object: Any = None, **params: Any) -> None:
+        super().__init__(object, stylesheets=[TOUCH], **params)
+
+
+class LivePlot(Plot):
     """A Plotly pane that takes a dict figure as it is.
 
     Panel makes a `go.Figure` of it first, which checks every value and adds a template of 7 KB to every message: two

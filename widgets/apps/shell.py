@@ -16,6 +16,7 @@ import panel_material_ui as pmui
 
 from widgets.apps import files
 from widgets.apps.desk import GIVES, SAVED, Desk
+from widgets.apps.newest import Newest
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -28,6 +29,13 @@ MAIN = """
   :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh max-content minmax(560px, max-content);
           grid-template-areas: "picture" "transport" "side"; height: auto !important; flex: none !important; } }
 """
+GAP = {"gap": "8px"}
+"""Between fields side by side."""
+TABS = {"& .MuiTab-root": {"minWidth": 0, "padding": "12px 10px", "textTransform": "none"}}
+"""Narrow enough for five tabs side by side beside the picture and on a phone."""
+TIP = ".MuiTooltip-popper { inset: auto auto calc(100% + 6px) 0 !important; transform: none !important; } "
+TIP += ".MuiTooltip-tooltip { margin: 0 !important; white-space: nowrap; } .MuiTooltip-arrow { display: none; }"
+"""Explanations above their button: at its right, where they come by themselves, they cover the next one."""
 FIELD = {"sizing_mode": "stretch_width", "margin": (4, 0), "size": "small"}
 
 
@@ -36,16 +44,15 @@ class Later:
 
     def __init__(self) -> None:
         self.doc = pn.state.curdoc
-        self._waiting: dict[str, Callable[[], None]] = {}
+        self._waiting = Newest()
 
     def __call__(self, name: str, call: Callable[[], None]) -> None:
-        waiting = name in self._waiting
-        self._waiting[name] = call
-        if not waiting and self.doc is not None and self.doc.session_context is not None:
+        first = self._waiting.put(name, call)
+        if first and self.doc is not None and self.doc.session_context is not None:
             self.doc.add_next_tick_callback(functools.partial(self._run, name))
 
     def _run(self, name: str) -> None:
-        call = self._waiting.pop(name, None)
+        call = self._waiting.take(name)
         if call is not None:
             call()
 
@@ -126,14 +133,15 @@ class Shell:
         self.message.param.update(object=html.escape(text), severity=kind, visible=True, closed=False)
 
     def _main(self) -> Any:
-        tabs = pmui.Tabs(*self.tabs(), dynamic=True, sizing_mode="stretch_both", margin=0, styles={"grid-area": "side"})
+        look = {"sx": TABS, "styles": {"grid-area": "side"}, "sizing_mode": "stretch_both", "margin": 0}
+        tabs = pmui.Tabs(*self.tabs(), dynamic=True, **look)
         self.tabs_view = tabs
         grid = pn.Column(self.player, self._transport(), tabs, stylesheets=[MAIN], sizing_mode="stretch_both", margin=0)
         return pn.Column(self.message, grid, sizing_mode="stretch_both", margin=(8, 12, 0, 12))
 
     def _transport(self) -> Any:
         desk = self.desk
-        button = functools.partial(pmui.Button, size="small", variant="text", margin=(4, 1))
+        button = functools.partial(pmui.Button, size="small", variant="text", margin=(4, 1), stylesheets=[TIP])
         self.play = button(
             icon="play_arrow", description="Play or pause (space)", variant="contained", label="Play", width=96
         )
@@ -151,7 +159,7 @@ class Shell:
         self.time.param.watch(self._sought, "value")
         self.time.param.watch(self._released, "value_throttled")
         speed = pmui.Select(
-            label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=150, size="small", margin=(4, 4)
+            label="speed", options=SPEEDS, value=self.desk.speed or 0.0, width=180, size="small", margin=(4, 4)
         )
         speed.param.watch(lambda event: desk.set_speed(event.new or None), "value")
         self.line_view = pmui.Select(label="line", options={"A": 0}, value=0, width=84, size="small", margin=(4, 4))
@@ -200,7 +208,7 @@ class Shell:
         name = pmui.TextInput(label="Name of the run", value="", placeholder=desk.name, **FIELD)
         save = pmui.Button(label="Save run", variant="outlined", **FIELD)
         self.makers[SAVED] = save
-        chosen = pmui.Select(label="Saved runs", options=files.names(desk.runs), **FIELD)
+        chosen = pmui.Select(label="Saved runs", options=files.names(desk.runs), **{**FIELD, "margin": (10, 0, 4, 0)})
         look = pmui.Button(label="Open", variant="outlined", **FIELD)
         drop = pmui.Button(label="Delete", variant="outlined", color="error", **FIELD)
 
@@ -212,7 +220,7 @@ class Shell:
         drop.on_click(lambda event: desk.delete(chosen.value) if chosen.value else None)
         desk.on("runs", lambda: self.later("runs", refresh))
         title = pmui.Typography("Runs", variant="subtitle2", margin=(8, 0, 0, 0))
-        return [title, name, save, chosen, pn.Row(look, drop, sizing_mode="stretch_width", margin=0)]
+        return [title, name, save, chosen, pn.Row(look, drop, sizing_mode="stretch_width", margin=0, styles=GAP)]
 
     # ---- what happens
 
@@ -312,7 +320,7 @@ def _stop_watching(page: Any) -> None:
 
 
 def _home_link() -> Any:
-    return pn.pane.HTML("<a href='./' style='color:inherit'>All apps</a>", margin=(0, 12), align="center")
+    return pn.pane.HTML("<a href='./' style='color:#fff'>All apps</a>", margin=(0, 12), align="center")
 
 
 def serve_page(make: Callable[[dict[str, str]], Shell]) -> Any:

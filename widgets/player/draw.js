@@ -298,16 +298,24 @@ function drawContours(ctx, { look, scene, view }) {
   ctx.globalAlpha = 1;
 }
 
-function drawMarker(ctx, p, { x, y, label, shape, colour }) {
-  const px = p.view.px(x), py = p.view.py(y);
-  mark(ctx, shape, px, py, 6, p.palette[colour], p.look.paper);
-  if (!label || !p.view.holds(px, py)) return;
-  const left = px > p.view.rect.l + p.view.rect.w - 90;
-  Object.assign(ctx, { lineJoin: "round", strokeStyle: p.look.chip, lineWidth: 3.5 });
-  text(ctx, "", 0, 0, { size: 11, weight: 500, align: left ? "right" : "left" });
-  ctx.strokeText(label, px + (left ? -12 : 12), py);
-  ctx.fillStyle = p.look.ink;
-  ctx.fillText(label, px + (left ? -12 : 12), py);
+function drawMarker(ctx, p, { x, y, shape, colour }) {
+  mark(ctx, shape, p.view.px(x), p.view.py(y), 6, p.palette[colour], p.look.paper);
+}
+
+// The words beside markers, over all that moves: away from the middle where they fit, else towards it.
+export function drawMarkerLabels(ctx, { scene, view, look }) {
+  const { l, w } = view.rect;
+  for (const { x, y, label } of scene.markers) {
+    const px = view.px(x), py = view.py(y);
+    if (!label || !view.holds(px, py)) continue;
+    Object.assign(ctx, { lineJoin: "round", strokeStyle: look.chip, lineWidth: 3.5 });
+    text(ctx, "", 0, 0, { size: 11, weight: 500 });
+    const room = ctx.measureText(label).width + 12, left = px < l + w / 2 ? px - room >= l : px + room > l + w;
+    ctx.textAlign = left ? "right" : "left";
+    ctx.strokeText(label, px + (left ? -12 : 12), py);
+    ctx.fillStyle = look.ink;
+    ctx.fillText(label, px + (left ? -12 : 12), py);
+  }
 }
 
 function drawAxes(ctx, { look, scene, view, width }, xs, ys) {

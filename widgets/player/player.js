@@ -1,7 +1,7 @@
 // The live picture on one canvas: what has arrived, when to draw, mouse and keyboard, and the two hosts (Panel's JSComponent
 // and anywidget). No dependencies, no build: esm.py joins this with draw.js by text.
 
-import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, inPanel, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
+import { canvasOf, clipped, decode, drawCaption, drawCursor, drawImages, drawMarkerLabels, drawPaths, drawPoints, drawStill, fieldAt, FONT, headLayout, inPanel, LOOKS, mark, numeral, short, text, Viewport } from "./draw.js";
 
 // ---- the player
 
@@ -180,6 +180,7 @@ export class Player {
         else if (layer.kind === "paths") drawPaths(ctx, layer, this);
         else drawImages(ctx, layer, this);
       }
+      if (this.scene.axes) drawMarkerLabels(ctx, this);
       if (this.cursor) drawCursor(ctx, this);
     };
     this.scene.axes ? clipped(ctx, this.view.rect, layers) : layers();
