@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.flows import fields
-from workbench.flows.fields import ExactField, FunctionField, Prediction, as_field, joint_posterior
+from workbench.flows import posteriors
+from workbench.flows.fields import ExactField, FunctionField, Prediction, as_field
 from workbench.flows.interpolants import KINDS
+from workbench.flows.posteriors import joint_posterior
 from workbench.problems.densities import Mixture
 from workbench.tree import same_bits
 
@@ -199,7 +200,7 @@ def test_points_taken_in_pieces_are_the_same_to_rounding(setting, lockstep, monk
     x, t = somewhere(field, 101)
     t = t[0] if lockstep else t
     whole = field(x, t)
-    monkeypatch.setattr(fields, "MOST_NUMBERS", 40)
+    monkeypatch.setattr(posteriors, "MOST_NUMBERS", 40)
     pieces = field(x, t)
     for kind in KINDS:
         torch.testing.assert_close(pieces[kind], whole[kind], rtol=1e-12, atol=1e-12)
@@ -225,16 +226,16 @@ def test_no_temporary_is_larger_than_it_should_be(monkeypatch):
     """20,000 points of data and 1,000 samples in the plane, whether times are shared or not."""
     target = wb.from_points(wb.make("two-moons").sample(wb.Key(0), 20_000, exact()))
     field = ExactField(Mixture.normal(2), target, wb.make("linear-path"))
-    sizes, whole = [], fields._by_distance
+    sizes, whole = [], posteriors._by_distance
 
     def watched(pairs, x, *rest):
         sizes.append(len(x) * 20_000)
         return whole(pairs, x, *rest)
 
-    monkeypatch.setattr(fields, "_by_distance", watched)
+    monkeypatch.setattr(posteriors, "_by_distance", watched)
     field(torch.zeros(1000, 2), 0.5)
     field(torch.zeros(1000, 2), torch.full((1000,), 0.5))
-    assert max(sizes) <= fields.MOST_NUMBERS
+    assert max(sizes) <= posteriors.MOST_NUMBERS
     assert len(sizes) == 4
 
 

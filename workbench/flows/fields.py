@@ -3,15 +3,15 @@
 A field maps points (..., dim) and times (one a point, or any shape that broadcasts to that) to a `Prediction`.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workbench.flows.interpolants import KINDS, Interpolant
-from workbench.problems.densities import LOG_2PI, Density, Gaussian, Mixture, Parts
+from workbench.flows.posteriors import Pairs, Posterior
+from workbench.problems.densities import Density, Gaussian, Mixture
 from workbench.routine import unknown
 
 
@@ -148,7 +148,7 @@ class ExactField(Field):
         self.source, self.target, self.interpolant, self.dim = source, target, interpolant, target.dim
         self._pairs: dict[tuple, Pairs] = {}
 
-    def pairs(self, like: Tensor) -> "Pairs":
+    def pairs(self, like: Tensor) -> Pairs:
         """The pairs of components in the dtype and on the device of `like`; kept."""
         key = like.dtype, like.device
         if key not in self._pairs:
@@ -164,7 +164,7 @@ class ExactField(Field):
             velocity = velocity + path.d_gamma(t) * means.latent
         return {"velocity": velocity, "data": means.target, "score": means.score}
 
-    def _posterior(self, x: Tensor, t: Tensor, *, density: bool) -> "Posterior":
+    def _posterior(self, x: Tensor, t: Tensor, *, density: bool) -> Posterior:
         path = self.interpolant
         gamma = path.gamma(t) if path.latent else None
         return self.pairs(x).posterior(x, path.sigma(t), path.alpha(t), gamma, density=density)
@@ -229,217 +229,6 @@ class FunctionField(Field):
 
     def describe(self):
         return {"problem": getattr(self.function, "__name__", "function"), "field": "function"}
-
-
-class Posterior(NamedTuple):
-    """E[x0 | x], E[x1 | x], E[z | x], ∇ log p(x), shaped like x, and log p(x); None what is not asked for."""
-
-    source: Tensor
-    target: Tensor
-    latent: Any
-    score: Tensor
-    log_density: Any
-
-
-MOST_NUMBERS = 2**24
-"""Numbers of one temporary; more points are taken in pieces."""
-SHORT, FEW = 4, 64
-"""Points of so few coordinates, and weights of fewer components, lie in memory coordinate by coordinate and component
-by component, each with all points: rows this short are slow to walk along."""
-LEAST = 1e-12
-"""The smallest variance of a pair of components; without it, points would divide by 0 at the last time."""
-
-
-def joint_posterior(
-    source: Mixture, target: Mixture, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: Tensor | None = None
-) -> Posterior:
-    """What is known of x0, x1 and z given x = sigma x0 + alpha x1 + gamma z, for x0, x1 of two mixtures, z normal.
-
-    Where none of these has any spread, as at the last time of points, they count as normals of standard deviation 1e-6:
-    x1 is the nearest point, and of x0 nothing is known.
-
-    Args:
-        x: (..., dim).
-        sigma, alpha, gamma: of any shape that broadcasts to x without its last axis; no z when gamma is None.
-    """
-    return Pairs.of(source, target, x).posterior(x, sigma, alpha, gamma)
-
-
-class Pairs(NamedTuple):
-    """Every component of the source with every one of the target: K pairs. See `Parts`.
-
-    One row stands for all K where they are the same: of a source that is one component, and of the variances when all
-    components are isotropic and of one size. `centred`: the source is one component around 0.
-    """
-
-    log_weights: Tensor
-    source: Parts
-    target: Parts
-    centred: bool
-
-    @classmethod
-    def of(cls, source: Mixture, target: Mixture, like: Tensor) -> "Pairs":
-        """All pairs; the target's component changes fastest."""
-        isotropic = source.exact.basis is None and target.exact.basis is None
-        first, second = (_merged(each, like) if isotropic else each.parts(like) for each in (source, target))
-        n, m = len(first.means), len(second.means)
-        if n > 1:
-            j = torch.arange(n, device=like.device).repeat_interleave(m)
-            first = Parts(*(p if p is None or len(p) < n else p[j] for p in first))  # type: ignore[arg-type]
-            copies = [p if p is None or len(p) < m else p.repeat(n, *[1] * (p.ndim - 1)) for p in second]
-            second = Parts(*copies)  # type: ignore[arg-type]
-        centred = n == 1 and not bool(source.exact.means.any())
-        return cls(first.log_weights + second.log_weights, first, second, centred)
-
-    def posterior(
-        self, x: Tensor, sigma: Tensor, alpha: Tensor, gamma: Tensor | None = None, *, density: bool = True
-    ) -> Posterior:
-        """As `joint_posterior`. density: whether log p(x) is wanted too."""
-        flat, shape = x.reshape(-1, x.shape[-1]), x.shape
-        given = (sigma, alpha) if gamma is None else (sigma, alpha, gamma)
-        weights = [w.reshape(1) if w.numel() == 1 else w.expand(shape[:-1]).reshape(-1) for w in given]
-        isotropic = self.source.basis is None and self.target.basis is None
-        method = _by_distance if isotropic else _by_eigenbasis if self.source.basis is None else _by_cholesky
-        lean = isotropic and (weights[0].numel() == 1 or shape[-1] <= SHORT)
-        rows = max(1, MOST_NUMBERS // (self.log_weights.numel() * (1 if lean else shape[-1])))
-        if len(flat) > rows:
-            cut = [w.split(rows) if w.numel() > 1 else [w] * -(-len(flat) // rows) for w in weights]
-            pieces = [method(self, part, ws, density) for part, *ws in zip(flat.split(rows), *cut, strict=True)]
-            found = [None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)]
-        else:
-            found = list(method(self, flat, weights, density))
-        shaped = [p if p is None else p.reshape(shape if p.ndim > 1 else shape[:-1]) for p in found]
-        return Posterior(*shaped)  # type: ignore[arg-type]
-
-
-def _merged(mixture: Mixture, like: Tensor) -> Parts:
-    """Parts of an isotropic mixture, with one variance when all are the same (looked up on the host, in float64)."""
-    parts, exact = mixture.parts(like), mixture.exact.spectrum
-    return parts._replace(spectrum=parts.spectrum[:1]) if bool((exact == exact[0]).all()) else parts
-
-
-def _by_distance(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) -> Posterior:
-    """All components isotropic: distances and a few products of matrices, whatever the number of points."""
-    (_, source, target, centred), (a, b, *c) = pairs, (w.unsqueeze(-1) for w in weights)
-    x = x.T.contiguous().T if x.shape[-1] <= SHORT else x
-    s2, l2 = source.spectrum[:, 0], target.spectrum[:, 0]  # (K or 1,)
-    variance = sum((w * w for w in c), b * b * l2 + a * a * s2).clamp(min=LEAST)  # (n or 1, K or 1)
-    centres = [(b, target.means)] if centred else [(b, target.means), (a, source.means)]
-    logits = torch.addcdiv(pairs.log_weights, _squared_distances(x, centres), variance, value=-0.5)
-    one_size = variance.shape[-1] == 1  # then its logarithm makes no difference between pairs
-    if density or not one_size:
-        logits = logits - variance.log() * (x.shape[-1] / 2)
-    p = _weights(logits)
-    sums = [_sums(p, means) for _, means in centres]
-    mean_target, mean_source = sums[0][0] / sums[0][1], None if centred else sums[1][0] / sums[0][1]
-
-    def pull(q: Tensor) -> Tensor:
-        """Σ_k q_k (centre_k - x) / Σ_k p_k."""
-        parts = [(w, *_sums(q, means)) for w, means in centres]
-        return (sum(w * moved for w, moved, _ in parts) - parts[0][2] * x) / sums[0][1]
-
-    if one_size:
-        inward: Any = b * mean_target if mean_source is None else b * mean_target + a * mean_source
-        score = (inward - x) / variance
-    else:
-        score = pull(p / variance)
-    moved = [w * (v * score if len(v) == 1 else pull(p * (v / variance))) for w, v in ((b, l2), (a, s2))]
-    of_source = -moved[1] if mean_source is None else mean_source - moved[1]
-    latent = -c[0] * score if c else None
-    log_density = torch.logsumexp(logits, -1) - LOG_2PI * x.shape[-1] / 2 if density else None
-    return Posterior(of_source, mean_target - moved[0], latent, score, log_density)
-
-
-def _weights(logits: Tensor) -> Tensor:
-    """Over the last axis of (n, K): softmax, or as good, that times something. Less than e⁻⁸⁰ of the largest is 0:
-    subnormal numbers are slow.
-    """
-    shifted = torch.threshold(logits - logits.amax(-1, keepdim=True), -80.0, -math.inf)
-    return shifted.exp() if logits.shape[-1] < FEW else torch.softmax(shifted, -1)
-
-
-def _sums(weights: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_k weights_k means_k (n, dim), of one row of means for all k too, and Σ_k weights_k (n, 1).
-
-    By a product of matrices: unlike a sum over columns, it gives a point the same bits whatever others there are.
-    """
-    if len(means) < weights.shape[-1]:
-        total = _sums(weights, means.new_zeros(weights.shape[-1], 0))[1]
-        return (means.T * total.T).T, total
-    lifted = torch.nn.functional.pad(means, (0, 1), value=1.0)
-    found = (lifted.T @ weights.T).T if means.shape[-1] <= SHORT else weights @ lifted
-    return found[:, :-1], found[:, -1:]
-
-
-def _squared_distances(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """|x - Σ w means_k|², (n, K), over pairs of weights (n or 1, 1) and means (K or 1, dim). The square is never
-    expanded, which would cancel.
-    """
-    if x.shape[-1] <= SHORT:
-        return _squares_by_coordinate(x, centres)
-    if centres[0][0].numel() == 1:
-        place: Any = sum(w * means for w, means in centres)
-        return torch.cdist(x, place, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return (x[:, None] - sum(w.unsqueeze(-1) * means for w, means in centres)).square().sum(-1)
-
-
-def _squares_by_coordinate(x: Tensor, centres: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The same, a coordinate at a time."""
-    few, total = len(centres[0][1]) < FEW, None
-    points, components = (1, 2) if few else (2, 1)
-    turned = [(w.T if few else w, means.T.unsqueeze(components).unbind()) for w, means in reversed(centres)]
-    for i, part in enumerate(x.T.unsqueeze(points).unbind()):
-        for w, means in turned:
-            part = torch.addcmul(part, w, means[i], value=-1)
-        total = part * part if total is None else torch.addcmul(total, part, part)
-    return total.T if few else total  # type: ignore[union-attr,return-value]
-
-
-def _by_eigenbasis(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) -> Posterior:
-    """The source's components isotropic: everything is diagonal in the target's eigenbases."""
-    basis, lam = pairs.target.basis, pairs.target.spectrum
-    a, b, *c = (w[:, None, None] for w in weights)
-    variance = sum((w * w for w in c), b * b * lam + a * a * pairs.source.spectrum).clamp(min=LEAST)  # (n or 1, K, dim)
-    turned = torch.einsum("kji,nkj->nki", basis, x[:, None] - a * pairs.source.means - b * pairs.target.means)
-    y = turned / variance
-    logits = pairs.log_weights - (variance.log() + turned * y).sum(-1) / 2
-
-    def lift(v: Tensor) -> Tensor:
-        return torch.einsum("kij,nkj->nki", basis, v)
-
-    lifted = lift(y)
-    return _weighted(pairs, logits, (lifted, pairs.source.spectrum * lifted, lift(lam * y)), (a, b, *c), density)
-
-
-def _by_cholesky(pairs: Pairs, x: Tensor, weights: list[Tensor], density: bool) -> Posterior:
-    """Components of any covariance: a factor a pair and time."""
-    a, b, *c = (w[:, None, None] for w in weights)
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    of_source, of_target = pairs.source.covariances, pairs.target.covariances
-    squares = [w.unsqueeze(-1).square() for w in (a, b, *c)]
-    covariance = sum(w * matrix for w, matrix in zip(squares, (of_source, of_target, eye), strict=False)) + LEAST * eye
-    factor = torch.linalg.cholesky(covariance).expand(len(x), *of_target.shape)
-    residual = x[:, None] - a * pairs.source.means - b * pairs.target.means
-    y = torch.cholesky_solve(residual.unsqueeze(-1), factor)
-    half_log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    logits = pairs.log_weights - half_log_det - (residual * y.squeeze(-1)).sum(-1) / 2
-    pulled = y.squeeze(-1), (of_source @ y).squeeze(-1), (of_target @ y).squeeze(-1)
-    return _weighted(pairs, logits, pulled, (a, b, *c), density)
-
-
-def _weighted(
-    pairs: Pairs, logits: Tensor, pulled: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, ...], density: bool
-) -> Posterior:
-    """Means over the pairs; `pulled` is V⁻¹ r, and the source's and the target's covariances times it, (n, K, dim)."""
-    (y, of_source, of_target), (a, b, *c) = pulled, weights
-    p = _weights(logits)
-    p = (p / p.sum(-1, keepdim=True)).unsqueeze(-1)
-    from_source = (p * (pairs.source.means + a * of_source)).sum(1)
-    from_target = (p * (pairs.target.means + b * of_target)).sum(1)
-    score = -(p * y).sum(1)
-    latent = -c[0][:, 0] * score if c else None
-    log_density = torch.logsumexp(logits, -1) - LOG_2PI * y.shape[-1] / 2 if density else None
-    return Posterior(from_source, from_target, latent, score, log_density)
 
 
 def exact_field(
