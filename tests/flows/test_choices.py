@@ -80,6 +80,7 @@ DENSITIES = {
         torch.exp(-((torch.log((1 - t) / t) + 0.4) ** 2) / (2 * 0.64)) / (0.8 * math.sqrt(2 * math.pi) * t * (1 - t))
     ),
     # λ = log(t / (1 - t)) uniform in (-2, 3)
+    "adaptive-times": lambda t: (torch.logit(t).abs() < 5) / (10 * t * (1 - t)),
     "uniform-log-snr-times": lambda t: ((torch.logit(t) > -2) & (torch.logit(t) < 3)) / (5 * t * (1 - t)),
 }
 
@@ -90,6 +91,23 @@ def test_densities_are_those_of_their_source(name):
     times, t = wb.make(name), torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     found = times.density(t, wb.make("linear-path"), values(times, TURNED))
     torch.testing.assert_close(found, DENSITIES[name](t).to(found), rtol=1e-12, atol=1e-12)
+
+
+def test_adaptive_times_look_where_they_are_told():
+    """Shares of 1, 3 and 4 in 8 of three cells, on a path that reaches all of them, and cut on one that does not."""
+    times, like = wb.make("adaptive-times", heights=[1.0, 3.0, 4.0], reach=3.0), torch.empty(0, dtype=torch.float64)
+    for path, shares in ((wb.make("linear-path"), [1, 3, 4]), (wb.make("edm-path", sigma_max=math.e), [0, 3, 4])):
+        level = path.log_snr(times.sample(Key(2), 20_000, path, {}, like))
+        found = torch.stack([((level > low) & (level <= low + 2)).double().mean() for low in (-3, -1, 1)])
+        expected = torch.tensor(shares, dtype=torch.float64) / sum(shares)
+        assert (found - expected).abs().max() < 5 * 0.5 / 20_000**0.5
+        cells, size = between(path, 200_000)
+        assert float(times.density(cells, path, {}).sum() * size) == pytest.approx(1, abs=1e-3)
+    again = eval(times.recipe(), {"wb": wb})  # noqa: S307
+    assert torch.equal(again.heights, times.heights)
+    assert again.reach == 3.0
+    with pytest.raises(ValueError, match="expected a positive height for each cell, got"):
+        wb.make("adaptive-times", heights=[1.0, 0.0])
 
 
 def test_times_of_several_runs_are_those_of_each():

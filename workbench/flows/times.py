@@ -1,7 +1,7 @@
 """Time distributions: at which times a training step looks, t = 0 at the source and 1 at the data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -185,6 +185,58 @@ class UniformLogSnrTimes(LogSnrTimes):
     def level_density(self, level, hyper):
         low, high = self._span(hyper)
         return ((level >= low) & (level <= high)).to(level) / (high - low)
+
+
+class AdaptiveTimes(LogSnrTimes):
+    """λ with a density constant in each of equal cells between -reach and reach, as high as given.
+
+    With heights ∝ w(λ) E|noise_hat - noise|², the loss that was seen in each cell, the estimate of a weighted loss is
+    steadier than at uniform times: the adaptive noise schedule. Flat when no heights are given.
+
+    Args:
+        heights: one positive number a cell, noisiest first; only their ratios matter.
+
+    Raises:
+        ValueError: on heights that are not positive and finite.
+
+    Source: Kingma & Gao 2023, arXiv:2303.00848 (adaptive noise schedule: p(λ) ∝ the weighted loss at λ).
+    """
+
+    name = "adaptive-times"
+    title = "Where the loss is"
+    source = "Kingma & Gao 2023, arXiv:2303.00848"
+    ledger = "understanding-diffusion-objectives-as-the"
+    evidence = "tests/flows/test_choices.py::test_adaptive_times_look_where_they_are_told"
+    reach: Any = Hyper(5.0, 0.1, 20.0, soft=(1.0, 10.0), kind="init", doc="The largest |λ| that is looked at.")
+
+    def __init__(self, heights: Sequence[float] | Tensor | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.heights = torch.as_tensor([1.0] if heights is None else heights, dtype=torch.float64).detach().cpu()
+        if self.heights.ndim != 1 or not bool(((self.heights > 0) & self.heights.isfinite()).all()):
+            raise ValueError(f"expected a positive height for each cell, got {self.heights.tolist()!r}")
+
+    def _cells(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Of each cell: where it begins, its share, the shares before it; and the width of all."""
+        share, width = (self.heights / self.heights.sum()).to(like), 2 * self.reach / len(self.heights)
+        begin = width * torch.arange(len(share), dtype=like.dtype, device=like.device) - self.reach
+        return begin, share, share.cumsum(0) - share, width
+
+    def below(self, level, hyper):
+        begin, share, _, width = self._cells(level)
+        return (share * ((level.unsqueeze(-1) - begin) / width).clamp(0, 1)).sum(-1)
+
+    def level(self, p, hyper):
+        _, share, before, width = self._cells(p)
+        return width * ((p.unsqueeze(-1) - before) / share).clamp(0, 1).sum(-1) - self.reach
+
+    def level_density(self, level, hyper):
+        begin, share, _, width = self._cells(level)
+        place = level.unsqueeze(-1) - begin
+        return (share * ((place >= 0) & (place < width))).sum(-1) / width
+
+    def recipe(self):
+        parts = [repr(self.name), f"heights={self.heights.tolist()!r}", f"reach={self.reach!r}"]
+        return super().recipe() if len(self.heights) == 1 else f"wb.make({', '.join(parts)})"
 
 
 def normal_quantile(u: Tensor) -> Tensor:
