@@ -42,5 +42,6 @@ def test_the_last_thing_put_is_taken_and_nothing_is_forgotten():
 def test_names_wait_apart_and_one_telling_is_enough():
     newest = Newest()
     assert [newest.put("a", 1), newest.put("b", 2), newest.put("a", 3)] == [True, True, False]
+    assert newest.names() == ["a", "b"]
     assert [newest.take("a"), newest.take("a"), newest.take("b")] == [3, None, 2]
     assert newest.put("a", 4)

@@ -381,7 +381,7 @@ class DescentDesk(Desk):
         super()._turn_all(values)
         if self.fan_choice["on"]:
             self.tell("frame", self.picture())  # the answer first: a fan takes a while
-            if not any(name.startswith("turn ") for name in list(self._newest)):  # a newer value brings its own
+            if not any(name.startswith("turn ") for name in self._newest.names()):  # a newer value brings its own
                 self._fan()
 
     def step(self, n: int = 1) -> None:

@@ -22,3 +22,8 @@ class Newest:
         """The thing that waits, which does so no longer; None when none does."""
         with self._lock:
             return self._waiting.pop(name, None)
+
+    def names(self) -> list[str]:
+        """Of everything that waits now."""
+        with self._lock:
+            return list(self._waiting)
