@@ -103,9 +103,9 @@ def test_reflow_straightens_a_flow_at_no_transport_cost():
 
 @pytest.mark.slow
 def test_one_step_is_distilled_better_from_a_reflowed_flow():
-    """InstaFlow: distilled from the 2-rectified flow, one step has a lower W₂ than from the 1-rectified one.
+    """InstaFlow: one step comes nearer to the map of a 2-rectified flow than to that of a 1-rectified one.
 
-    The map of a reflowed flow is nearer to what one step can do: the student is nearer to its teacher as well.
+    Its claim about W₂ to the data does not show here: either student is as near as a second set of data is.
     """
     start, students, misses = drawn("gaussian", 2000, seed=5), [], []
     for teacher in (first_flow()[0], second_flow()[0]):
@@ -115,9 +115,9 @@ def test_one_step_is_distilled_better_from_a_reflowed_flow():
             steps = [start + field(start, torch.zeros(len(start))).velocity for field in fields]
         misses.append([float((x - pairs.carry(teacher, start)).square().sum(-1).mean()) for x in steps])
         students.append(w2s(fields, 1, "eight-gaussians"))
-    assert (students[1] < students[0]).all()
     assert (np.array(misses[1]) < 0.9 * np.array(misses[0])).all()
-    assert (students[1] < w2s(first_flow(), 50, "eight-gaussians") + 0.05).all()
+    floor = w2(drawn("eight-gaussians", seed=3), drawn("eight-gaussians", seed=4))
+    assert abs(np.array(students) - floor).max() < 0.03
 
 
 @pytest.mark.slow
