@@ -41,6 +41,11 @@ def value_and_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple
     return loss.detach(), gradient
 
 
+def finite(x: Tensor, *axes: int) -> Tensor:
+    """Whether all numbers along some axes are finite: two kernels, where isfinite takes five."""
+    return (x - x).sum(axes) == 0
+
+
 def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Points that stay put once a run has stopped being finite, and the step at which that happened per run.
 
@@ -48,7 +53,7 @@ def guard(old: Tensor, new: Tensor, diverged: Tensor, k: Tensor, axis: int) -> t
     disturbs no other run.
     """
     live = diverged == RUNNING
-    sound = ((new - new).sum(axis) == 0) & live  # NaN where not finite: two kernels, where isfinite takes five
+    sound = finite(new, axis) & live
     return torch.where(sound.unsqueeze(axis), new, old), torch.where(live > sound, k, diverged)
 
 

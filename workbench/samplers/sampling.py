@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.descent import guard
+from workbench.descent import finite
 from workbench.flows.fields import Field, Prediction, as_field
 from workbench.flows.interpolants import Linear
 from workbench.flows.measures import sampling_probes
@@ -125,12 +125,18 @@ class Sampling(Routine):
 
     def times(self, hyper: Mapping[str, Any], like: Tensor) -> Tensor:
         """All stops on the way, (steps + 1,) or (runs, steps + 1), in the order they are passed."""
+        return self._stops(hyper, like)[0]
+
+    def _stops(self, hyper: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(all stops, those after each and at last the last again, from where on each counts as passed, rising)."""
         turned = tuple(hyper[name] for name in self.grid.hypers if name in hyper)
         key = (hyper["steps"], like.dtype, like.device, *map(id, turned))
         known, _, found = self._times
         if known != key:
-            found = self.grid.times(self.path, hyper["steps"], hyper, like)
-            found = found.flip(-1) if self.reverse else found
+            times = self.grid.times(self.path, hyper["steps"], hyper, like)
+            times, sign = (times.flip(-1), -1) if self.reverse else (times, 1)
+            following = torch.cat([times, times[..., -1:]], -1)
+            found = times, following, (sign * times - 8 * torch.finfo(like.dtype).eps).contiguous()
             self._times = key, turned, found  # holds what the ids are of
         return found
 
@@ -138,10 +144,9 @@ class Sampling(Routine):
         """The stop after t (runs, 1): so that `steps` may change on the way. The end's own at the end."""
         if self.method.adaptive:
             return self.ends(t)[1].expand_as(t)
-        times, nudge = self.times(hyper, t), 8 * torch.finfo(t.dtype).eps
-        passed = (times >= t - nudge) if self.reverse else (times <= t + nudge)
-        index = passed.sum(-1, keepdim=True).clamp(max=times.shape[-1] - 1)
-        return times.expand(len(t), -1).gather(-1, index)
+        _, following, passed = self._stops(hyper, t)
+        index = torch.searchsorted(passed, -t if self.reverse else t, right=True)
+        return following.expand(len(t), -1).gather(-1, index)
 
     def draw(self, key: Key, state: SamplingState, hyper: Mapping[str, Any] | None = None) -> Any:
         if not self.method.random:
@@ -154,19 +159,21 @@ class Sampling(Routine):
 
     def step(self, state: SamplingState, hyper: Mapping[str, Any], noise: Any) -> tuple[SamplingState, dict]:
         field, end = Counted(self.field), self.next_time(state.t, hyper)
-        free, there = self.method.adaptive, self._there(state.t)
-        if free:  # a run that has diverged costs no evaluations
-            end = torch.where((state.diverged == RUNNING).unsqueeze(-1), end, state.t)
+        going = (state.diverged == RUNNING).unsqueeze(-1)
+        if self.method.adaptive:  # a run that has diverged costs no evaluations
+            end = torch.where(going, end, state.t)
+        else:
+            going = going & ~self._there(state.t)
         turned = {name: h[:, None, None] if isinstance(h, Tensor) and h.ndim else h for name, h in hyper.items()}
         made = self.method.step(field, self.path, state.x, state.t, end, state.method, turned, noise)
-        x = made.x if free else torch.where(there.unsqueeze(-1), state.x, made.x)
-        x, diverged = guard(state.x.flatten(1), x.flatten(1), state.diverged, state.k, 1)
-        x, stopped = x.view(state.x.shape), (diverged != RUNNING).unsqueeze(-1)
-        t = torch.where(stopped if free else there | stopped, state.t, made.time)
-        spent = field.calls if made.evaluations is None else made.evaluations
-        nfe = state.nfe + spent if free else torch.where(there, state.nfe, state.nfe + spent)
-        moved = _length(x - state.x)  # 0 where time stands still
-        info = {"speed": moved / (t - state.t).abs().clamp(min=1e-12), **made.info}
+        sound = finite(made.x, 1, 2).unsqueeze(-1) & going  # (runs, 1)
+        x, t = torch.where(sound.unsqueeze(-1), made.x, state.x), torch.where(sound, made.time, state.t)
+        diverged = torch.where(going > sound, state.k, state.diverged.unsqueeze(-1)).squeeze(-1)
+        if self.method.adaptive:
+            nfe = state.nfe + (field.calls if made.evaluations is None else made.evaluations)
+        else:
+            nfe = torch.add(state.nfe, going, alpha=field.calls)
+        info = {**made.info, "steps": (state.x, x, state.t, t)}
         return SamplingState(x, t, made.state, nfe, state.k + 1, diverged), info
 
     def _there(self, t: Tensor) -> Tensor:
@@ -181,7 +188,10 @@ class Sampling(Routine):
         return {"x": state.x, "time": state.t.mean(-1), "nfe": state.nfe.to(self.dtype).mean(-1)}
 
     def measure(self, info: dict) -> dict[str, Tensor]:
-        return {name: value.mean(-1) if value.ndim == 2 else value for name, value in info.items()}
+        before, after, t, end = info["steps"]
+        speed = _length(after - before) / (end - t).abs().clamp(min=1e-12)  # 0 where time stands still
+        found = {"speed": speed, **{name: value for name, value in info.items() if name != "steps"}}
+        return {name: value.mean(-1) if value.ndim == 2 else value for name, value in found.items()}
 
     def to(self, device: Any = None) -> "Sampling":
         if device is None or torch.device(device) == self.device:

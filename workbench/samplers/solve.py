@@ -27,7 +27,7 @@ def run_to_end(
     ready = routine.normalise(hyper, runs=routine.runs(state))
     most = None if routine.method.adaptive else routine.times(ready, state.t).shape[-1] - 1
     k = 0
-    while k != most and not bool(routine.done(state).all()):
+    while k != most if most is not None else not bool(routine.done(state).all()):
         state, _ = advance(routine, state, ready, key, k)
         k += 1
     if bool((state.diverged != RUNNING).any()):
