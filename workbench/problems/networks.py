@@ -27,10 +27,18 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 
-OVER_Z = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
+OVER_Z = ("relu", "tanh", "sigmoid")
 """Activations that may be written over z, because their derivative is a function of h = activation(z)."""
 
 _aten = torch.ops.aten
+INTO: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda z, out: torch.clamp(z, min=0, out=out),
+    "tanh": lambda z, out: torch.tanh(z, out=out),
+    "gelu": lambda z, out: _aten.gelu.out(z, out=out),
+    "silu": lambda z, out: _aten.silu.out(z, out=out),
+    "sigmoid": lambda z, out: torch.sigmoid(z, out=out),
+}
+"""activation(z), written into `out`."""
 BACKWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "relu": lambda d, z, h: _aten.threshold_backward.grad_input(d, h, 0, grad_input=d),
     "tanh": lambda d, z, h: _aten.tanh_backward.grad_input(d, h, grad_input=d),
@@ -137,27 +145,50 @@ class MLP(Model):
     def value_and_gradient(self, x, inputs, slope):
         """By the chain rule, from the last layer to the first: ∂W = d hᵀ, ∂b = Σ d, then d ← activation'(z) · Wᵀd.
 
-        Features before the batch, as in `linear`. What is made here is written over where it is not needed any more:
-        touching fresh memory takes longer than the arithmetic (measured, as there, one thread: 5.7 ms against 7.0).
+        Features before the batch, as in `linear`. What lies between is written where the last call's was (`Room`).
         """
-        squash, back = OVER_Z.get(self.activation, ACTIVATIONS[self.activation]), BACKWARD[self.activation]
+        squash, back, over = INTO[self.activation], BACKWARD[self.activation], self.activation in OVER_Z
         gradient = torch.empty_like(x, requires_grad=False)
         blocks, into = self.space.blocks(x.detach()), self.space.blocks(gradient)
         hs: list[Tensor] = [inputs.mT.expand(len(x), -1, -1)]
         zs: list[Tensor] = []
-        for i in range(0, len(blocks), 2):
-            if i:
-                hs.append(squash(zs[-1]))
-            zs.append(torch.bmm(blocks[i], hs[-1]).add_(blocks[i + 1].unsqueeze(-1)))
-        loss, d = slope(zs.pop().mT)
+        for i in range(0, len(blocks) - 2, 2):
+            shape = len(x), self.width, hs[0].shape[-1]
+            z = torch.bmm(blocks[i], hs[-1], out=_room(f"z {i}", shape, x)).add_(blocks[i + 1].unsqueeze(-1))
+            hs.append(squash(z, z if over else _room(f"h {i}", shape, x)))
+            zs.append(z)
+        loss, d = slope(torch.bmm(blocks[-2], hs[-1]).add_(blocks[-1].unsqueeze(-1)).mT)
         d = d.mT
         for i in reversed(range(0, len(blocks), 2)):
             h = hs.pop()
             torch.bmm(d, h.mT, out=into[i])
             torch.sum(d, -1, out=into[i + 1])
             if i:
-                d = back(torch.bmm(blocks[i].mT, d), zs.pop(), h)
+                d = back(torch.bmm(blocks[i].mT, d, out=_room(f"d {i}", h.shape, x)), zs.pop(), h)
         return loss, gradient
+
+
+class Room(threading.local):
+    """Memory for what a calculation needs on its way, used again by the next one of the same thread.
+
+    A processor's first touch of fresh memory takes longer than the arithmetic (measured, a gradient of an MLP 3 x 128 on
+    a batch of 512, two threads: 1.4 ms with fresh memory, 0.8 ms without). Elsewhere PyTorch keeps memory by itself.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory for a tensor, whatever is in it; of each name the last is kept."""
+        if like.device.type != "cpu" or torch.compiler.is_compiling():
+            return torch.empty(shape, dtype=like.dtype, device=like.device)
+        found = self._kept.get(name)
+        if found is None or found.shape != shape or found.dtype != like.dtype:
+            found = self._kept[name] = torch.empty(shape, dtype=like.dtype)
+        return found
+
+
+_room = Room()
 
 
 def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
