@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import secrets
 import socket
@@ -29,6 +30,7 @@ MAX_VISITORS = 40
 EXPIRY_SECONDS = 24 * 3600
 SWITCH_SECONDS = 0.0005
 """How long one Python thread may keep the others waiting: pages stay quick while sessions compute."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class Server:
@@ -114,6 +116,7 @@ class Server:
         set_nodelay()
         mark_pulled()
         sys.setswitchinterval(SWITCH_SECONDS)
+        keep_memory()
         torch.set_num_threads(1)
         pn.config.reconnect = True
         pn.config._index_titles = {f"/{name}": f"{title}: {line}" for name, (_, title, line) in APPS.items()}
@@ -122,6 +125,18 @@ class Server:
         """Further options of the listening server: the page that lists the apps, the password."""
         auth = {"basic_auth": self.password, "cookie_secret": secrets.token_urlsafe(32)} if self.password else {}
         return {"index": str(Path(__file__).with_name("index.html")), **auth}
+
+
+def keep_memory() -> None:
+    """Let the C library keep up to 256 MB of freed memory, where it is glibc.
+
+    It would give the memory of every large tensor back to the system and ask for it anew a moment later: an evaluation
+    of a net at 2,000 points takes a quarter longer for it (measured on 2 cores: 1.88 ms against 1.40 ms).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("libc.so.6")
+        for setting, size in ((M_TRIM_THRESHOLD, 2**28), (M_MMAP_THRESHOLD, 2**25)):
+            library.mallopt(setting, size)
 
 
 def _free_port(address: str) -> int:

@@ -66,7 +66,7 @@ class FlowDesk(Desk):
 
     name = "flow"
     title = "Flow"
-    frame_seconds = 1 / 30
+    frame_seconds = 1 / 60
 
     def __init__(
         self, *, runs: str | Path = "runs", query: Mapping[str, str] | None = None, target: wb.Density | None = None

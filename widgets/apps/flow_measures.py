@@ -47,13 +47,13 @@ MEANING = {
 
 
 class Measures:
-    """Rows by session and step; `cost` is what one measurement takes, in seconds."""
+    """Rows by session and step; `cost` is what one measurement takes, in seconds, `count` how many were taken."""
 
     def __init__(self) -> None:
         self._rows: WeakKeyDictionary[wb.Session, dict[int, list[Row]]] = WeakKeyDictionary()
         self._aims: WeakKeyDictionary[wb.Session, tuple] = WeakKeyDictionary()
         self.before: list[tuple[str, list[Row]]] = []
-        self.cost, self._ready = 0.0, 0.0
+        self.cost, self.count, self._ready = 0.0, 0, 0.0
 
     def begin(self, session: wb.Session) -> None:
         """A new session: its target samples are drawn."""
@@ -86,7 +86,7 @@ class Measures:
             x0, aim, _ = self._aims[self._first(session)]
             parts = cast_parts(session)
             rows[step] = [measure(part, field, x0, aim) for part, field in zip(parts, fields, strict=True)]
-            self.cost = time.monotonic() - began
+            self.cost, self.count = time.monotonic() - began, self.count + 1
             self._ready = time.monotonic() + self.cost / SHARE
             if len(rows) > MOST:
                 for old in sorted(rows)[1:-1:2]:

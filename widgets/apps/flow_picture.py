@@ -4,11 +4,10 @@ Several settings stand side by side, each in a panel of its own, all on the same
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
@@ -19,6 +18,10 @@ from workbench.flows.training import FlowTraining
 PARTICLES, PATHS, BACKDROP = 2000, 48, 700
 STEPS = 24
 """Midpoint steps of a path drawn exactly, from one end to the other."""
+TURNS = 4
+"""Frames in which every particle's velocity is asked for once, while a net learns."""
+LOOKS = 40
+"""Arrows are drawn anew so many times a lap while a net learns."""
 TILES = 60
 SHOWN = ("particles", "paths", "arrows", "target")
 
@@ -37,6 +40,7 @@ class Flight:
         begin = torch.tensor(self.first, dtype=x0.dtype)
         self.x0 = routine.path.spread(begin) * x0
         self.x, self.tau = self.x0, 0.0
+        self.v, self.turn, self.rows = self.x0, cast("int | None", None), torch.arange(len(x0))
 
     def time(self, tau: float) -> Tensor:
         """The interpolant's time at a share of the way."""
@@ -45,13 +49,19 @@ class Flight:
     def advance(self, field: wb.Field, tau: float) -> Tensor:
         """Carry the samples on to `tau` by one Euler step of the field as it is; a new lap starts at the source.
 
-        One evaluation a frame: what it misses of a curve is less than what the net learns meanwhile.
+        Each frame asks the field for one sample in `TURNS`, the others go on as they went: what that misses of a curve
+        is less than what the net learns meanwhile.
         """
-        if tau < self.tau:
-            self.x, self.tau = self.x0, 0.0
+        if tau < self.tau or self.turn is None:
+            self.x, self.tau, self.turn = self.x0, 0.0, None
         t, end = self.time(self.tau), self.time(tau)
         with torch.no_grad():
-            self.x, self.tau = self.x + (end - t) * field(self.x, t).velocity, tau
+            if self.turn is None:
+                self.v, self.turn = field(self.x, t).velocity, 0
+            else:
+                own = slice(self.turn, None, TURNS)
+                self.v[own] = field(self.x[own], t, rows=self.rows[own]).velocity
+            self.x, self.tau, self.turn = self.x + (end - t) * self.v, tau, (self.turn + 1) % TURNS
         return self.x
 
     def path(self, field: wb.Field, n: int, tau: float = 1.0, steps: int = STEPS) -> Tensor:
@@ -91,7 +101,8 @@ class FlowPicture:
         target = lead.target.sample(key.stream("target"), BACKDROP, like).numpy()
         self.target = np.concatenate([target + np.array([panel.dx, panel.dy]) for panel in self.panels])
         self.arrows = Arrows(reach, lead.dtype)
-        self._paths: dict[int, tuple[Any, NDArray[Any]]] = {}
+        self._paths: dict[int, tuple[Any, Paths]] = {}
+        self._arrows: dict[int, tuple[Any, Paths]] = {}
 
     def scene(self, shown: Sequence[str]) -> Scene:
         """The panels, with the target's samples behind them."""
@@ -114,15 +125,23 @@ class FlowPicture:
                 at = x.numpy()
                 found.append(Points(at[:, 0] + panel.dx, at[:, 1] + panel.dy, colour=i, radius=1.6, opacity=0.8))
             if "arrows" in shown:
-                found.append(self.arrows.of(field, flight.time(tau), np.array([panel.dx, panel.dy])))
+                found.append(self._arrow_layer(i, flight, field, panel, tau, None if exact else round(tau * LOOKS)))
         return found
+
+    def _arrow_layer(self, i: int, flight: Flight, field: wb.Field, panel: Panel, tau: float, stamp: Any) -> Paths:
+        known = self._arrows.get(i)
+        if known is None or stamp is None or known[0] != stamp:
+            arrows = self.arrows.of(field, flight.time(tau), np.array([panel.dx, panel.dy]))
+            known = self._arrows[i] = (stamp, arrows)
+        return known[1]
 
     def _path_layer(self, i: int, flight: Flight, field: wb.Field, panel: Panel, stamp: Any) -> Paths:
         known = self._paths.get(i)
         if known is None or known[0] != stamp:
-            known = self._paths[i] = (stamp, flight.path(field, PATHS).numpy())
-        path = known[1].swapaxes(0, 1) + np.asarray([panel.dx, panel.dy], dtype=known[1].dtype)
-        return Paths.of(list(path), colour=i, width=1.0, opacity=0.6)
+            path = flight.path(field, PATHS).numpy().swapaxes(0, 1)
+            at = path + np.asarray([panel.dx, panel.dy], dtype=path.dtype)
+            known = self._paths[i] = (stamp, Paths.of(list(at), colour=i, width=1.0, opacity=0.6))
+        return known[1]
 
 
 class ImagePicture:

@@ -14,6 +14,7 @@ from widgets.apps.curves import curves
 from widgets.apps.flow import CHOICES, COLUMN, LABELS, OWN, FlowDesk
 from widgets.apps.flow_measures import MEANING
 from widgets.apps.flow_picture import SHOWN
+from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, Shell
 from widgets.apps.training_view import SEED, TABLE, _named, _weakly
 from widgets.sliders import HyperControl
@@ -57,13 +58,14 @@ class FlowShell(Shell):
     def __init__(self, desk: FlowDesk) -> None:
         super().__init__(desk)
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
-        self.loss = pn.pane.Plotly(**plot, min_height=240)
-        self.quality, self.bend = pn.pane.Plotly(**plot, min_height=200), pn.pane.Plotly(**plot, min_height=200)
+        self.loss = LivePlot(**plot, min_height=240)
+        self.quality, self.bend = LivePlot(**plot, min_height=200), LivePlot(**plot, min_height=200)
         self.table = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8))
         self.hyper: dict[str, HyperControl] = {}
         self._routine: Any = None
+        self._drawn: Any = None
         self.player.on_stroke(desk.stroke)
-        desk.on("curves", lambda: self.later("curves", self._draw))
+        desk.on("curves", lambda: self.later("curves", self._draw_news))
         desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
         desk.on("fields", lambda name: self.later("fields", lambda: self._kept(name)))
 
@@ -266,6 +268,14 @@ class FlowShell(Shell):
             self._draw_measures()
         elif self.tabs_view.active == 1:
             self._draw_loss()
+
+    def _draw_news(self) -> None:
+        """The tab in front, unless it shows measures and there are no newer ones: most ticks bring none."""
+        desk = self.desk
+        shown = (self.tabs_view.active, desk.measures.count, desk.session) if hasattr(self, "tabs_view") else None
+        if shown is None or shown != self._drawn or shown[0] != 0 or not desk.session.playing:
+            self._drawn = shown
+            self._draw()
 
     def _draw_loss(self) -> None:
         session, colours = self.desk.session, self._colours()

@@ -12,6 +12,7 @@ import panel_material_ui as pmui
 import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.plot import LivePlot
 from widgets.apps.sampler import EXACT, MOST, OWN, SAVED, SHIPPED, SamplerDesk
 from widgets.apps.sampler_measures import MEANING
 from widgets.apps.sampler_picture import SHOWN, PlanePicture
@@ -50,7 +51,7 @@ class SamplerShell(Shell):
         super().__init__(desk)
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
         self.table = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8))
-        self.error, self.cost = pn.pane.Plotly(**plot, min_height=240), pn.pane.Plotly(**plot, min_height=280)
+        self.error, self.cost = LivePlot(**plot, min_height=240), LivePlot(**plot, min_height=280)
         self.hyper: dict[str, HyperControl] = {}
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
