@@ -68,7 +68,7 @@ class HyperControl:
         self.slider: Any
         self.box: Any = None
         self.view: Any
-        name = label or (f"{hyper.name} ({hyper.unit})" if hyper.unit else hyper.name)
+        name = label or (f"{hyper.name} ({hyper.unit})" if hyper.unit not in ("", hyper.name) else hyper.name)
         if hyper.scale == "choice":
             look = {"sizing_mode": "stretch_width", "margin": (6, 0), "size": "small"}
             self.slider = pmui.Select(label=name, options=list(hyper.choices), value=value, **look)

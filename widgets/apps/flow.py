@@ -322,7 +322,7 @@ class FlowDesk(Desk):
         return min(1.0, lap)
 
     def _caption(self, step: int, tau: float, exact: bool) -> str:
-        how = "" if exact else " · particles carried by the net as it learns; pause for their exact ways"
+        how = "" if exact else " · carried as it learns"
         return f"step {step:,} · flow time {tau:.2f}{how}"
 
     def tick(self, session: wb.Session) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import workbench as wb
-from widgets.apps.plane import Arrows
+from widgets.apps.plane import ROOM, Arrows
 from widgets.player import Images, LegendEntry, Panel, Paths, Points, Scene, panels_of
 from workbench.flows.training import FlowTraining
 
@@ -94,7 +94,8 @@ class FlowPicture:
         lead = next(iter(parts.values()))
         reach = max(lead.target.reach, 3.0)
         self.reach = reach
-        self.panels, self.x, self.y = panels_of(titles, (-reach, reach), (-reach, reach))
+        self.panels, self.x, (low, high) = panels_of(titles, (-reach, reach), (-reach, reach))
+        self.y = low - ROOM * (high - low), high
         like, key = torch.empty(0, dtype=lead.dtype), wb.Key(0).stream("picture")
         x0 = lead.source.sample(key.stream("source"), PARTICLES, like)
         self.flights = [Flight(part, x0) for part in parts.values()]
@@ -108,10 +109,9 @@ class FlowPicture:
         """The panels, with the target's samples behind them."""
         target = self.target if "target" in shown else self.target[:0]
         backdrop = Points(target[:, 0], target[:, 1], colour=7, radius=1.2, opacity=0.35)
-        alone = len(self.panels) == 1
         return Scene(
             x=self.x, y=self.y, equal=True, panels=self.panels, backdrop=backdrop,
-            legend=[LegendEntry("target", 7)] if len(target) else [], title=self.panels[0].title if alone else "",
+            legend=[LegendEntry("target", 7)] if len(target) else [],
         )  # fmt: skip
 
     def layers(self, fields: Sequence[wb.Field], tau: float, shown: Sequence[str], *, exact: bool, stamp: Any) -> list:

@@ -10,6 +10,8 @@ from torch import Tensor
 from widgets.player import Paths
 
 SIDE = 13
+ROOM = 0.08
+"""What the plane is taller than its panels, so that no words lie over them."""
 
 
 class Arrows:

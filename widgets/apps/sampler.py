@@ -16,7 +16,7 @@ from widgets.apps.files import place
 from widgets.apps.sampler_measures import Errors, Measures, Reference
 from widgets.apps.sampler_picture import SHOWN, PlanePicture, TilesPicture
 from widgets.player import Frame, Scene
-from workbench.catalogue import catalogue, find
+from workbench.catalogue import find
 from workbench.flows.store import shipped
 from workbench.samplers.sampling import Sampling
 
@@ -118,6 +118,10 @@ class SamplerDesk(Desk):
         found = sorted(self.runs.glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
         return [path.stem for path in found]
 
+    def title_of(self, label: str) -> str:
+        """What a sampler of the live session is called on the page."""
+        return called(label, self.parts[label].method)
+
     @property
     def parts(self) -> dict[str, Sampling]:
         """The samplings of the live session, by label."""
@@ -133,8 +137,7 @@ class SamplerDesk(Desk):
         routine = wb.side_by_side(parts)
         first = {name: value for name, value in self.first.items() if name in routine.hypers}
         session = wb.Session(routine, seed=self.settings["seed"], hyper=first)
-        titles = {row.name: row.title for row in catalogue("solvers")}
-        names = [titles[part.method.name] for part in parts.values()]
+        names = [called(label, part.method) for label, part in parts.items()]
         picture = TilesPicture if field.target is not None and field.target.image else PlanePicture
         if picture is PlanePicture and field.dim != 2:
             session.close()
@@ -331,6 +334,11 @@ def new_label(solver: str, labels: list[str]) -> str:
     """A label for one more of that name: euler, then euler2, …"""
     tries = [solver, *(f"{solver}{k}" for k in range(2, MOST + 2))]
     return next(label for label in tries if label not in labels)
+
+
+def called(label: str, solver: Any) -> str:
+    """A solver's title, numbered as its label is: Euler, then Euler 2, …"""
+    return f"{solver.title} {label.removeprefix(solver.name)}".strip()
 
 
 def _sampler(row: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 import workbench as wb
-from widgets.apps.plane import Arrows
+from widgets.apps.plane import ROOM, Arrows
 from widgets.player import Images, LegendEntry, Paths, Points, Scene, panels_of
 from workbench.samplers.sampling import Sampling
 
@@ -31,7 +31,8 @@ class PlanePicture:
         lead = next(iter(parts.values()))
         target = lead.field.target
         self.reach = max(target.reach if target is not None else 4.0, 3.0)
-        self.panels, self.x, self.y = panels_of(titles, (-self.reach, self.reach), (-self.reach, self.reach))
+        self.panels, self.x, (low, high) = panels_of(titles, (-self.reach, self.reach), (-self.reach, self.reach))
+        self.y = low - ROOM * (high - low), high
         self.target = np.empty((0, 2))
         if target is not None:
             like = torch.empty(0, dtype=lead.dtype)

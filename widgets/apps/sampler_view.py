@@ -118,16 +118,15 @@ class SamplerShell(Shell):
             rest.append(grid)
         if rest:
             rows.append(pmui.Card(*rest, title="more", collapsed=True, sizing_mode="stretch_width", margin=(4, 0)))
-        drop = pmui.Button(label=f"Remove {label}", size="small", variant="text", margin=0)
+        drop = pmui.Button(label=f"Remove {desk.title_of(label)}", size="small", variant="text", margin=0)
         drop.on_click(lambda event: desk.remove(i))
         drop.disabled = len(desk.parts) == 1
         rows.append(drop)
         colour = self._colours()[i % 7]
         look = {"border-left": f"5px solid {colour}", "border-radius": "4px"}
-        names = {row.name: row.title for row in wb.catalogue("solvers")}
         return pmui.Card(
             *rows,
-            title=names[part.method.name],
+            title=desk.title_of(label),
             collapsed=i > 2,
             styles=look,
             sizing_mode="stretch_width",
@@ -232,7 +231,7 @@ class SamplerShell(Shell):
         steps, values = desk.measures.arrays(desk.session)
         series = [
             {
-                "name": label,
+                "name": self.desk.title_of(label),
                 "steps": values[:, i, 0],
                 "values": values[:, i, 2],
                 "colour": colours[i % 7],
@@ -249,10 +248,9 @@ class SamplerShell(Shell):
         desk = self.desk
         step, rows = desk.measures.newest(desk.session)
         heads = "".join(f"<th title='{html.escape(why)}' tabindex=0>{name}</th>" for name, why in MEANING.values())
-        names = {row.name: row.title for row in wb.catalogue("solvers")}
         lines = []
-        for i, (part, row) in enumerate(zip(desk.parts.values(), rows, strict=False)):
-            title = f"<span style='color:{self._colours()[i % 7]}'>●</span> {html.escape(names[part.method.name])}"
+        for i, (label, row) in enumerate(zip(desk.parts, rows, strict=False)):
+            title = f"<span style='color:{self._colours()[i % 7]}'>●</span> {html.escape(desk.title_of(label))}"
             cells = "".join(f"<td>{v:.3g}</td>" if math.isfinite(v) else "<td>–</td>" for v in row)
             lines.append(f"<tr><td style='text-align:left'>{title}</td>{cells}</tr>")
         caption = (
@@ -266,7 +264,12 @@ class SamplerShell(Shell):
         if job is None:
             return
         series = [
-            {"name": label, "steps": [n for n, _ in found], "values": [e for _, e in found], "markers": True}
+            {
+                "name": self.desk.title_of(label),
+                "steps": [n for n, _ in found],
+                "values": [e for _, e in found],
+                "markers": True,
+            }
             | {"colour": colours[list(self.desk.parts).index(label) % 7]}
             for label, found in job.found.items()
             if found and label in self.desk.parts

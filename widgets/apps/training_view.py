@@ -26,8 +26,8 @@ SLOW_SECONDS = 0.5
 SEED = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
 MUTED = {"light": "#8a949e", "dark": "#6f7983"}
 TABLE = """
-table.plain { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; width: 100%; }
-table.plain th, table.plain td { padding: 3px 8px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.25); }
+table.plain { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px; width: 100%; }
+table.plain th, table.plain td { padding: 3px 4px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.25); }
 table.plain th { font-weight: 600; } table.grid td, table.grid th { padding: 4px 2px; text-align: center; }
 table.plain caption { text-align: left; padding: 4px 0; opacity: .8; }
 """

@@ -228,8 +228,11 @@ class Panel:
 def panels_of(
     titles: Sequence[str], x: tuple[float, float], y: tuple[float, float], columns: int | None = None
 ) -> tuple[list[Panel], tuple[float, float], tuple[float, float]]:
-    """(panels, x, y): pictures of one domain laid out in rows, the first at the top left, and the plane they span."""
-    columns = columns or (len(titles) if len(titles) <= 3 else -(-len(titles) // 2))
+    """(panels, x, y): pictures of one domain laid out in rows, the first at the top left, and the plane they span.
+
+    About as many rows as columns, so that they are large on wide screens and on tall ones; two stand side by side.
+    """
+    columns = columns or (len(titles) if len(titles) <= 2 else math.ceil(math.sqrt(len(titles))))
     wide, tall = 1.06 * (x[1] - x[0]), 1.06 * (y[1] - y[0])
     rows = -(-len(titles) // columns)
     made = [Panel(t, wide * (i % columns), tall * (rows - 1 - i // columns), x, y) for i, t in enumerate(titles)]
