@@ -1,8 +1,10 @@
 """The Flow app as a person uses it: draw a target, train two settings side by side, reflow, go on in Sampler."""
 
+import math
+
 from playwright.sync_api import expect
 
-from tests.browser.driving import PHONE, download, linked, open_app, play_to, press, quiet, standing, until
+from tests.browser.driving import PHONE, download, linked, open_app, play_to, press, quiet, said, standing, until
 
 SMALL = "width=32&depth=2&batch=64"
 
@@ -24,6 +26,32 @@ def stroke(page, points):
     page.mouse.up()
 
 
+def measured(page, row, head):
+    """What the table of measures says; inf before it does."""
+    script = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.replace('●', '').trim()))"
+    heads, *rows = page.get_by_role("row").evaluate_all(script)
+    cells = next((cells for cells in rows if cells[0].startswith(row)), None)
+    return float(cells[heads.index(head)]) if cells else math.inf
+
+
+def compare(page):
+    """Three solvers on the same noise at 4, 8 and 16 evaluations, back and forth, and taken away."""
+    for count in (4, 8, 16):
+        press(page, f"As many steps as {count} evaluations")
+        until(page, lambda: standing(page)[0] == 0, "a new start")
+        press(page, "Play or pause")
+        until(page, lambda: "arrived" in said(page), "the samples to arrive")
+        solvers = ("Euler", "Heun", "DPM-Solver++(2M)")
+        used = dict.fromkeys(solvers, count)
+        until(page, lambda used=used: {s: measured(page, s, "NFE") for s in used} == used, f"{count} evaluations each")
+    at = standing(page)[0]
+    press(page, "One step back")
+    until(page, lambda: standing(page)[0] == at - 1, "one step back")
+    press(page, "One step on")
+    until(page, lambda: standing(page)[0] == at, "one step on")
+    assert "<html" in download(page, "Page that plays").read_text()
+
+
 def test_a_drawn_smiley_is_learned_by_two_settings_reflowed_and_opened_in_sampler(server, page, new_page):
     open_app(page, f"{server}/flow?{SMALL}")
     press(page, "Draw the target")
@@ -37,16 +65,21 @@ def test_a_drawn_smiley_is_learned_by_two_settings_reflowed_and_opened_in_sample
     linked(page, "points=")
     press(page, "Add a setting")
     until(page, lambda: page.get_by_role("combobox", name="Coupling B").count() == 1, "a second setting")
-    play_to(page, 60)
-    expect(page.get_by_role("columnheader", name="curvature")).to_be_visible()
+    play_to(page, 150)
     press(page, "Train again on the pairs")
     until(page, lambda: standing(page) == (0, 0), "a new round")
-    expect(page.get_by_role("cell", name="before reflow 1: A")).to_be_visible()
-    page.mouse.move(700, 20)  # the hint of the button before would lie over this one
+    play_to(page, 150)
+    for label in "AB":
+        then = measured(page, f"before reflow 1: {label}", "curvature")
+        until(page, lambda label=label, then=then: measured(page, f"{label}:", "curvature") < then, "straighter paths")
+    bent = measured(page, "before reflow 1: A", "curvature")
+    assert measured(page, "before reflow 1: B", "curvature") < bent / 2, "optimal transport straightens"
+    assert measured(page, "A:", "curvature") < bent / 2, "reflow straightens"
     press(page, "Keep these fields for Sampler")
     expect(page.get_by_role("link", name="Open Sampler")).to_be_visible()
     twin = open_app(new_page(), f"{server}/sampler?field=flow%20drawn%20A")
     expect(twin.get_by_role("combobox", name="Field")).to_contain_text("Trained: flow drawn A")
+    compare(twin)
     quiet(page)
     quiet(twin)
 

@@ -23,6 +23,11 @@ widgets.controls(session)""",
     "app = widgets.Descent(surface='himmelblau', methods=['sgd', 'adam'], height=520); app",
     "session.play(200, until=150); print('lr', session.hyper['adam.lr'])",
 ]
+FLOWS = [
+    "flow = widgets.Flow('two-moons', height=520, width=16, depth=1, batch=32); flow",
+    "sampler = widgets.Sampler(wb.exact_field('two-modes'), height=520); sampler",
+    "print('STOOD', flow.session.index, sampler.session.index, type(flow.field()).__name__)",
+]
 BUSY = """began, first, n = time.perf_counter(), app.session.index, 0
 while time.perf_counter() - began < 3:
     n += sum(range(100))
@@ -89,7 +94,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in [*CELLS, BUSY]])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in [*CELLS, BUSY, *FLOWS]])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "live.ipynb")
     lab = Lab(tmp_path)
@@ -153,6 +158,19 @@ def test_widgets_and_an_app_live_beside_running_cells_and_nothing_leaves_loopbac
     assert inside.evaluate(f"{PLAYER}.drawn") - drawn >= 5, "no frames arrived while a cell ran"
     print(f"\nwhile a cell ran for 3 s: {steps} steps, {inside.evaluate(f'{PLAYER}.drawn') - drawn} frames")
     play.click()
+
+    # Flow and Sampler do the same.
+    for i, title in ((5, "Flow"), (6, "Sampler")):
+        run(page, i, i)
+        play = page.frame_locator(f"iframe[title={title}]").get_by_role("button", name="Play or pause")
+        play.wait_for(timeout=MINUTES)
+        play.click()
+    page.wait_for_timeout(1500)
+    run(page, 7, 7)
+    trained, stepped, field = re.search(r"STOOD (\d+) (\d+) (\w+)", outputs(page, 7)).groups()
+    assert int(trained) > 0
+    assert int(stepped) > 0
+    assert field == "NetField"
 
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     size = (tmp_path / "live.ipynb").stat().st_size

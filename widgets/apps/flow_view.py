@@ -15,7 +15,7 @@ from widgets.apps.flow import CHOICES, COLUMN, LABELS, OWN, FlowDesk
 from widgets.apps.flow_measures import MEANING
 from widgets.apps.flow_picture import SHOWN
 from widgets.apps.plot import LivePlot
-from widgets.apps.shell import FIELD, Shell
+from widgets.apps.shell import FIELD, TIP, Shell
 from widgets.apps.training_view import SEED, TABLE, _named, _weakly
 from widgets.sliders import HyperControl
 from workbench.problems.data import MAX_BYTES
@@ -199,10 +199,10 @@ class FlowShell(Shell):
         shown = pmui.CheckButtonGroup(options=list(SHOWN), value=list(desk.shown), size="small", margin=(4, 4))
         shown.param.watch(lambda event: desk.show_only(event.new), "value")
         words = "Train again on the pairs these flows make: straighter paths, the same ends"
-        again = pmui.Button(label="Reflow", icon="straighten", description=words, **look)
+        again = pmui.Button(label="Reflow", icon="straighten", description=words, stylesheets=[TIP], **look)
         again.on_click(lambda event: desk.reflow())
         self.keep = pmui.Button(
-            label="Use in Sampler", icon="send", description="Keep these fields for Sampler", **look
+            label="Use in Sampler", icon="send", description="Keep these fields for Sampler", stylesheets=[TIP], **look
         )
         self.keep.on_click(lambda event: desk.save_fields(f"flow {desk.settings['target']}"))
         self.link = pn.pane.HTML("", margin=(8, 6))

@@ -16,7 +16,7 @@ from widgets.apps.plot import LivePlot
 from widgets.apps.sampler import EXACT, MOST, OWN, SAVED, SHIPPED, SamplerDesk
 from widgets.apps.sampler_measures import MEANING
 from widgets.apps.sampler_picture import SHOWN, PlanePicture
-from widgets.apps.shell import FIELD, Shell
+from widgets.apps.shell import FIELD, TIP, Shell
 from widgets.apps.training_view import SEED, TABLE, _named, _weakly
 from widgets.sliders import HyperControl
 
@@ -159,12 +159,12 @@ class SamplerShell(Shell):
         desk, look = self.desk, {"size": "small", "variant": "outlined", "margin": (4, 2)}
         column = super()._transport()
         words = "Go to the next point at which the solvers ask the field"
-        one = pmui.Button(label="Evaluate", icon="functions", description=words, **look)
+        one = pmui.Button(label="Evaluate", icon="functions", description=words, stylesheets=[TIP], **look)
         one.on_click(lambda event: desk.evaluate())
         budgets = []
         for n in BUDGETS:
             words = f"As many steps as {n} evaluations allow, from the start"
-            button = pmui.Button(label=f"{n} NFE", description=words, **look)
+            button = pmui.Button(label=f"{n} NFE", description=words, stylesheets=[TIP], **look)
             button.on_click(functools.partial(self._budget, n))
             budgets.append(button)
         plane = isinstance(desk.picture_, PlanePicture)
