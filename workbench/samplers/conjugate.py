@@ -51,9 +51,7 @@ class ConjugateEuler(Solver):
 
 def mean_rho(path: Interpolant, here: Level, there: Level, lam: Tensor) -> Tensor:
     """The mean over the step of e^(lam (t_end - t)) ρ(t)."""
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    total = torch.zeros_like(here.t)
-    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-        t = (here.t + there.t) / 2 + node / 2 * (there.t - here.t)
-        total = total + weight / 2 * (lam * (there.t - t)).exp() * path.spread(t) / path.alpha(t)
-    return total
+    nodes, weights = (torch.as_tensor(part).to(here.t) for part in np.polynomial.legendre.leggauss(NODES))
+    t = (here.t + there.t) / 2 + nodes / 2 * (there.t - here.t)
+    values = (lam * (there.t - t)).exp() * path.spread(t) / path.alpha(t)
+    return (weights / 2 * values).sum(-1, keepdim=True)
