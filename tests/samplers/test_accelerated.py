@@ -142,6 +142,21 @@ def test_the_stochastic_sampler_is_nearer_to_the_data_than_ddpm():
         assert error["accelerated-ddpm"] + 4 * math.sqrt(2 / n) < error["ddpm"]
 
 
+@pytest.mark.parametrize("path", ["variance-preserving", "linear-path"])
+def test_the_stochastic_sampler_keeps_weights_and_moments_of_the_modes(path):
+    """Two modes, 4 to 1: 4,000 samples, within four standard errors of the exact weight, mean and second moments."""
+    n, target = 4000, wb.make("two-modes")
+    x = solve(exact_field(target, path), "accelerated-ddpm", steps=150, samples=n, seed=2).double()
+    exact = seen(target.sample(wb.Key(0), 400_000, x))
+    error = (seen(x).mean(0) - exact.mean(0)) / exact.std(0) * math.sqrt(n)
+    assert float(error.abs().max()) < 4, error
+
+
+def seen(x):
+    """Whether a point is right of x = 1, as most of the smaller mode; first and second powers of its coordinates."""
+    return torch.cat([x[:, :1] > 1, x, x.square(), x[:, :1] * x[:, 1:]], -1).double()
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize("path", ["linear-path", "trigonometric-path"])
 @pytest.mark.parametrize("name", NAMES)

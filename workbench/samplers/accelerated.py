@@ -60,8 +60,9 @@ class AcceleratedDDPM(Solver):
     noise of a step the covariance (1 - A) (1 + (1 - A) ∇s) which the true posterior has. A step from pure noise, or to
     none, is one of DDPM.
     Source: Li, Huang, Efimov, Wei, Chi & Chen 2024, arXiv:2403.03852, the stochastic sampler, as in
-    https://github.com/TimofeyEfimov/AcceleratedDiffusionSamplers but with the second noise inside the bracket, as the
-    first DDPM step there has it: only so a unit normal keeps its variance to the second order of 1 - A.
+    https://github.com/TimofeyEfimov/AcceleratedDiffusionSamplers but for the second noise, which has no A^-½ there and
+    is left out of the last step. Here it is inside the bracket, as in the plain DDPM step beside theirs: only so a unit
+    normal keeps its variance to the second order of 1 - A.
     """
 
     name = "accelerated-ddpm"
