@@ -17,8 +17,10 @@ from widgets.apps.sampler_measures import Errors, Measures, Reference
 from widgets.apps.sampler_picture import SHOWN, PlanePicture, TilesPicture
 from widgets.player import Frame, Scene
 from workbench.catalogue import find
+from workbench.flows.fields import ExactField
 from workbench.flows.store import shipped
 from workbench.samplers.sampling import Sampling
+from workbench.samplers.solve import run_to_end
 
 EXACT, SHIPPED, SAVED, OWN = "exact", "shipped", "saved:", "own"
 MOST = 6
@@ -196,11 +198,8 @@ class SamplerDesk(Desk):
         self._edit_samplers(rows)
 
     def _budget(self, evaluations: int) -> None:
-        turned = {}
-        for i, (label, part) in enumerate(self.parts.items()):
-            if "steps" in part.hypers:
-                each = max(1, len(self._record_stages(i)))
-                turned[f"{label}.steps"] = max(1, evaluations // each)
+        parts = {label: part for label, part in self.parts.items() if "steps" in part.hypers}
+        turned = {f"{label}.steps": steps_within(part, evaluations) for label, part in parts.items()}
         self.session.pause()
         self._rebuild(keep=True)
         self._turn_all(turned)
@@ -334,6 +333,24 @@ def new_label(solver: str, labels: list[str]) -> str:
     """A label for one more of that name: euler, then euler2, …"""
     tries = [solver, *(f"{solver}{k}" for k in range(2, MOST + 2))]
     return next(label for label in tries if label not in labels)
+
+
+def steps_within(part: Sampling, evaluations: int) -> int:
+    """The most steps that ask the field at most so many times, at least 1."""
+    steps = evaluations
+    while steps > 1 and (asked := evaluations_of(part, steps)) > evaluations:
+        steps = max(1, min(steps - 1, steps * evaluations // asked))
+    while steps < evaluations and evaluations_of(part, steps + 1) <= evaluations:
+        steps += 1
+    return steps
+
+
+def evaluations_of(part: Sampling, steps: int) -> int:
+    """How often so many steps ask the field, whichever field it is: counted on the simplest."""
+    normal = wb.Mixture.normal(2)
+    field = ExactField(normal, normal, part.path)
+    twin = wb.sampling(field, part.method, grid=part.grid, steps=steps, samples=1, reverse=part.reverse)
+    return int(run_to_end(twin).nfe.max())
 
 
 def called(label: str, solver: Any) -> str:
