@@ -325,7 +325,7 @@ class FlowShell(Shell):
         foot = f"<tr title='{why}' style='opacity:.6'><td>target against itself</td><td>{floor:.3g}</td></tr>"
         at = f"at step {steps[-1]:,}" if len(steps) else "measured when it plays or pauses"
         cost = f"{1000 * desk.measures.cost:.0f} ms a measurement"
-        caption = f"<caption>{at}, {cost}. Hover a heading for its meaning.</caption>"
+        caption = f"<caption>{at}, {cost}. Hover a number for its meaning.</caption>"
         body = "".join(rows) + foot
         return f"<table class='plain'>{caption}<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
@@ -339,5 +339,7 @@ def folded(title: str, inside: list) -> Any:
 
 
 def _row(title: str, row: Any, style: str) -> str:
-    cells = "".join(f"<td>{v:.3g}</td>" if math.isfinite(v) else "<td>not finite</td>" for v in row)
+    whys = [html.escape(why, quote=True) for _, why in MEANING.values()]
+    words = [f"{v:.3g}" if math.isfinite(v) else "not finite" for v in row]
+    cells = "".join(f'<td title="{why}">{word}</td>' for word, why in zip(words, whys, strict=True))
     return f"<tr style='{style}'><td style='text-align:left'>{title}</td>{cells}</tr>"

@@ -251,10 +251,12 @@ class SamplerShell(Shell):
         lines = []
         for i, (label, row) in enumerate(zip(desk.parts, rows, strict=False)):
             title = f"<span style='color:{self._colours()[i % 7]}'>●</span> {html.escape(desk.title_of(label))}"
-            cells = "".join(f"<td>{v:.3g}</td>" if math.isfinite(v) else "<td>–</td>" for v in row)
+            words = [f"{v:.3g}" if math.isfinite(v) else "–" for v in row]
+            whys = [html.escape(why, quote=True) for _, why in MEANING.values()]
+            cells = "".join(f'<td title="{why}">{word}</td>' for word, why in zip(words, whys, strict=True))
             lines.append(f"<tr><td style='text-align:left'>{title}</td>{cells}</tr>")
         caption = (
-            f"<caption>at step {step}, {1000 * desk.measures.cost:.0f} ms. Hover a heading for its meaning.</caption>"
+            f"<caption>at step {step}, {1000 * desk.measures.cost:.0f} ms. Hover a number for its meaning.</caption>"
         )
         head = f"<thead><tr><th></th>{heads}</tr></thead>"
         return f"<table class='plain'>{caption}{head}<tbody>{''.join(lines)}</tbody></table>"

@@ -29,6 +29,7 @@ MAIN = """
   :host { grid-template-columns: minmax(0, 1fr); grid-template-rows: 62dvh max-content minmax(560px, max-content);
           grid-template-areas: "picture" "transport" "side"; height: auto !important; flex: none !important; } }
 """
+STANDS = "The step shown, and the furthest that this line of time has been lived to"
 GAP = {"gap": "8px"}
 """Between fields side by side."""
 TABS = {"& .MuiTab-root": {"minWidth": 0, "padding": "12px 10px", "textTransform": "none"}}
@@ -284,7 +285,7 @@ class Shell:
                 self.line_view.value = self.echo.tell(("line", desk.live))[1]
         finally:
             self._quiet = False
-        self.status.object = f"<span role='status'>{html.escape(desk.status())}</span>"
+        self.status.object = f"<span role='status' title='{STANDS}'>{html.escape(desk.status())}</span>"
         self.cancel.visible = desk.busy
         making = desk.maker.progress and desk.maker.progress[0]
         for what, button in self.makers.items():
