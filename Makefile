@@ -22,8 +22,8 @@ serve: $(VENV)/.installed ## Start the workbench on http://127.0.0.1:5006
 test: $(VENV)/.installed-all ## Run the tests (installs what they need, a browser included)
 	@browser=$$(.ci/browser $(PY)) && WORKBENCH_CHROMIUM="$$browser" $(PY) -m pytest $(ARGS)
 
-quick: $(VENV)/.installed-all ## Run the tests one runs by habit: no browser, no notebooks, no benchmarks
-	@$(PY) -m pytest -m "not browser and not jupyter and not slow" $(ARGS)
+quick: $(VENV)/.installed-all ## Run the tests one runs by habit, two at a time: no browser, no notebooks, no benchmarks
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not browser and not jupyter and not slow" $(ARGS)
 
 lint: $(VENV)/.installed-all ## Check style, formatting and types
 	@status=0; \
