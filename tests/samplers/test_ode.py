@@ -15,7 +15,7 @@ from workbench.samplers.tableaus import Tableau
 FIXED = [row for row in wb.catalogue("solvers") if row.kind == "ode" and not row.make.adaptive]
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk3": 3, "rk4": 4, "implicit-midpoint": 2,
-    "adams-bashforth-2": 2, "adams-bashforth-3": 3, "adams-bashforth-4": 4,
+    "adams-bashforth-2": 2, "adams-bashforth-3": 3, "adams-bashforth-4": 4, "constant-acceleration": 1,
 }  # fmt: skip
 
 

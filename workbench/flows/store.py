@@ -26,8 +26,8 @@ def save_field(field: NetField, path: str | os.PathLike) -> Path:
     """
     from safetensors.torch import save_file
 
-    if not isinstance(field, NetField):
-        raise ValueError(f"expected a trained field, got {type(field).__name__}; others are made by name")
+    if type(field) is not NetField:
+        raise ValueError(f"expected a trained field, got {type(field).__name__}; those of one plain net can be saved")
     tensors = {"params": field.params.detach().cpu().contiguous()}
     about = {
         "workbench_field": SCHEMA,

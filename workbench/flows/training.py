@@ -86,23 +86,26 @@ class NetField(Field):
         self.source, self.target, self.dim = source, target, net.dim
         self.labels, self.origin = labels, origin
 
-    def known(self, x, t, rows=None):
-        flat = x.reshape(-1, self.dim)
+    def asked(self, x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Points (n, dim), times and classes (n,) to ask the net at."""
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1]).reshape(-1)
         labels = self.labels if self.labels is None or rows is None else self.labels[rows]
         if labels is not None:
             labels = labels.expand(x.shape[:-1]).reshape(-1)
+        return x.reshape(-1, self.dim), times, labels
+
+    def known(self, x, t, rows=None):
         kinds = (self.kind,) if isinstance(self.kind, str) else self.kind
-        heads = self.net(self.params, flat, times, labels).squeeze(0).chunk(len(kinds), -1)
+        heads = self.net(self.params, *self.asked(x, t, rows)).squeeze(0).chunk(len(kinds), -1)
         return {kind: head.reshape(x.shape) for kind, head in zip(kinds, heads, strict=True)}
 
     def given(self, labels: Any) -> "NetField":
         """The same field with a class asked for of each sample."""
         rest = (self.net, self.params, self.kind, self.interpolant, self.source, self.target)
-        return NetField(*rest, labels=torch.as_tensor(labels), origin=self.origin)
+        return type(self)(*rest, labels=torch.as_tensor(labels), origin=self.origin)
 
     def to(self, device):
-        moved = NetField(self.net, self.params.to(device), self.kind, self.interpolant, self.source, self.target)
+        moved = type(self)(self.net, self.params.to(device), self.kind, self.interpolant, self.source, self.target)
         moved.labels, moved.origin = None if self.labels is None else self.labels.to(device), self.origin
         return moved
 
@@ -152,7 +155,7 @@ class FlowTraining(Routine):
         self.target, self.objective = target, objective
         self.coupling, self.path, self.method = coupling, interpolant, optimizer
         self.choices = (times, weight, premetric)
-        self.net = FlowNet(network, target.dim, len(target.classes), 1 + len(objective.also))
+        self.net = objective.network(network, target.dim, len(target.classes))
         self.space, self.host_sync = self.net.space, optimizer.host_sync
         doc = "Pairs in each step's gradient."
         batch = Hyper(
@@ -225,7 +228,7 @@ class FlowTraining(Routine):
         """The objective's loss per run at parameters x (runs, parameters)."""
 
         def net_of(params: Tensor) -> Any:
-            return lambda points, t: self.net(params, points, t, batch.labels)
+            return lambda points, t, **more: self.net(params, points, t, batch.labels, **more)
 
         old = net_of(own[0].detach()) if own else None
         return self.objective.loss(net_of(x), old, batch, self.setting(hyper))
@@ -244,9 +247,9 @@ class FlowTraining(Routine):
 
     def field(self, state: FlowState, run: int = 0, *, origin: str = "") -> NetField:
         """The field that a run has learned so far."""
-        first, also = self.objective.predicts, self.objective.also
-        rest = ((first, *also) if also else first, self.path, self.source, self.target)
-        return NetField(self.net, state.x[run : run + 1].detach(), *rest, origin=origin)
+        made = self.objective.field(self.net, state.x[run : run + 1].detach(), self.path, self.source, self.target)
+        made.origin = origin
+        return made
 
     def observe(self, state: FlowState) -> dict[str, Tensor]:
         return {"weight_norm": self.space.norm(state.x).squeeze(-1)}
