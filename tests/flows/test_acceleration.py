@@ -81,6 +81,23 @@ def test_exact_nets_have_no_loss_and_reach_the_end_in_one_step(h):
     assert (h == 1) == bool(torch.allclose(solve(Exact(h), "euler", x=batch.x0, steps=1), batch.x1))
 
 
+def test_the_acceleration_is_told_the_velocity_at_the_source():
+    """Asked at x0 and time 0, whatever time the acceleration is asked at; or nothing."""
+    batch = shifted()
+    for told in ("velocity", "nothing"):
+        asked = []
+
+        def net(x, t, part="velocity", given=None, asked=asked):
+            asked.append((x, t, given))
+            return (x + t.unsqueeze(-1)).unsqueeze(0)
+
+        wb.make("constant-acceleration-flow", told=told).loss(net, None, batch, setting())
+        assert torch.equal(asked[1][0], batch.x0)
+        assert not asked[1][1].any()
+        assert torch.equal(asked[2][1], batch.t)
+        assert torch.equal(asked[2][2], batch.x0.unsqueeze(0) if told == "velocity" else 0 * batch.x0.unsqueeze(0))
+
+
 def test_the_path_starts_at_h_times_the_mean_speed_and_accelerates_evenly():
     """x0 + v0 t + a t² / 2 with v0 = h (x1 - x0), a = 2 (1 - h) (x1 - x0), and its derivative v0 + a t."""
     batch = shifted()
