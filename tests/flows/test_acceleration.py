@@ -51,6 +51,7 @@ class Exact(Field):
         return 2 * (x - alpha * shift) / (1 + 2 * alpha) + shift
 
     def net(self, x, t, part="velocity", given=None):
+        t = t.expand(x.shape[:-1])
         if part == "velocity":
             return (self.h * self.whole(x, t) + self.error).unsqueeze(0)
         start = (x - given * (t - t * t).unsqueeze(-1)) - (t * t).unsqueeze(-1) * torch.tensor([1.0, -2.0])
@@ -89,7 +90,7 @@ def test_the_acceleration_is_told_the_velocity_at_the_source():
 
         def net(x, t, part="velocity", given=None, asked=asked):
             asked.append((x, t, given))
-            return (x + t.unsqueeze(-1)).unsqueeze(0)
+            return (x + t.unsqueeze(-1)).unsqueeze(0) if x.ndim == 2 else x
 
         wb.make("constant-acceleration-flow", told=told).loss(net, None, batch, setting())
         assert torch.equal(asked[1][0], batch.x0)

@@ -5,8 +5,6 @@ x_t = x0 + v0 t + a t² / 2        v0 = h (x1 - x0), a = 2 (x1 - x0) - 2 v0     
 
 from typing import Any
 
-import torch
-
 from workbench.flows.interpolants import Interpolant
 from workbench.flows.nets import Nets
 from workbench.flows.objectives import FlowObjective
@@ -72,7 +70,7 @@ class ConstantAcceleration(FlowObjective):
         whole, t = batch.x1 - batch.x0, batch.t.unsqueeze(-1)
         v0 = self.h * whole
         of_v = net(batch.x0 + v0 * t + (whole - v0) * t * t, batch.t) - v0
-        guess = net(batch.x0, torch.zeros_like(batch.t)).detach()
+        guess = net(batch.x0, batch.t.new_zeros(())).detach()
         x, told = batch.x0 + guess * t + (whole - guess) * t * t, guess if self.told == "velocity" else 0 * guess
         of_a = net(x, batch.t, part="acceleration", given=told) - 2 * (whole - guess)
         return (setting.weight(batch.t) * (setting.size(of_v) + setting.size(of_a))).mean(-1)

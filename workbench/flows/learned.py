@@ -36,7 +36,7 @@ class LearnedCoupling(FlowObjective):
         return NetField(plain, params[:, net.model.places["velocity"]], "velocity", path, source, target)
 
     def loss(self, net, old, batch, setting):
-        mean, log_square = net(batch.x1, batch.t.new_ones(batch.t.shape), part="encoder").chunk(2, -1)
+        mean, log_square = net(batch.x1, batch.t.new_ones(()), part="encoder").chunk(2, -1)
         x0 = mean + (log_square / 2).exp() * batch.x0
         pairs = x0, batch.x1, batch.t, batch.z
         missed = setting.size(net(setting.path.at(*pairs), batch.t) - setting.path.target("velocity", *pairs))
