@@ -197,9 +197,6 @@ def test_the_claim_is_tested_at_equal_parameters():
     assert 0.95 * counts[1].shape[1] < counts[0].shape[1] <= counts[1].shape[1]
 
 
-def test_it_refuses_other_paths_and_files_of_one_net(tmp_path):
+def test_it_refuses_other_paths():
     with pytest.raises(ValueError, match="expected the linear path for Constant acceleration flow, got 'edm-path'"):
         wb.flow_training(None, "two-moons", "constant-acceleration-flow", interpolant="edm-path")
-    caf, _ = trainings(1.5)
-    with pytest.raises(ValueError, match="got AcceleratedField; those of one plain net can be saved"):
-        wb.save_field(caf.field(caf.init(Key(0))), tmp_path / "field.safetensors")

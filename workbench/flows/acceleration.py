@@ -64,7 +64,9 @@ class ConstantAcceleration(FlowObjective):
 
     def field(self, net, params, path, source, target):
         kind = ("velocity", "acceleration") if self.told == "velocity" else ("velocity",)
-        return AcceleratedField(net, params, kind, AcceleratedPath(h=self.h), source, target)
+        made = AcceleratedField(net, params, kind, path, source, target)
+        made.objective, made.interpolant = self, AcceleratedPath(h=self.h)
+        return made
 
     def loss(self, net, old, batch, setting):
         whole, t = batch.x1 - batch.x0, batch.t.unsqueeze(-1)

@@ -40,7 +40,9 @@ class CRectified(FlowObjective):
         return Potential(model, dim, classes, self.power)
 
     def field(self, net, params, path, source, target):
-        return PotentialField(net, params, "velocity", path, source, target)
+        made = PotentialField(net, params, "velocity", path, source, target)
+        made.objective = self
+        return made
 
     def loss(self, net, old, batch, setting):
         p, moved = self.power, batch.x1 - batch.x0

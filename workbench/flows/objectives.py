@@ -111,8 +111,11 @@ class FlowObjective(Declared):
         """The `training.NetField` of what has been learned, of parameters (1, parameters)."""
         from workbench.flows.training import NetField
 
-        kind = (self.predicts, *self.also) if self.also else self.predicts
-        return NetField(net, params, kind, path, source, target)
+        if not self.also:
+            return NetField(net, params, self.predicts, path, source, target)
+        made = NetField(net, params, (self.predicts, *self.also), path, source, target)
+        made.objective = self
+        return made
 
     def draw(self, key: Any, batch: Batch) -> Any:
         """Further draws of a step, put into the batch as `more`."""

@@ -3,6 +3,7 @@
 Parameters are (runs, parameters), one flat vector a run, as in `workbench.training`.
 """
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -68,7 +69,13 @@ class NetField(Field):
         kind: what it predicts, one of `interpolants.KINDS`, or a tuple of them, side by side.
         labels: the class asked for of each sample (n,), of a network that knows classes.
         origin: Python lines that train it again and end with an expression for it, for exported scripts.
+
+    Attributes:
+        path: the interpolant it was trained on, where `interpolant` is another.
+        objective: what makes net and field again, for files; None where the net's model and `kind` are enough.
     """
+
+    objective: Any = None
 
     def __init__(
         self,
@@ -83,7 +90,7 @@ class NetField(Field):
         origin: str = "",
     ) -> None:
         self.net, self.params, self.kind, self.interpolant = net, params, kind, interpolant
-        self.source, self.target, self.dim = source, target, net.dim
+        self.source, self.target, self.dim, self.path = source, target, net.dim, interpolant
         self.labels, self.origin = labels, origin
 
     def asked(self, x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -101,12 +108,14 @@ class NetField(Field):
 
     def given(self, labels: Any) -> "NetField":
         """The same field with a class asked for of each sample."""
-        rest = (self.net, self.params, self.kind, self.interpolant, self.source, self.target)
-        return type(self)(*rest, labels=torch.as_tensor(labels), origin=self.origin)
+        made = copy.copy(self)
+        made.labels = torch.as_tensor(labels)
+        return made
 
     def to(self, device):
-        moved = type(self)(self.net, self.params.to(device), self.kind, self.interpolant, self.source, self.target)
-        moved.labels, moved.origin = None if self.labels is None else self.labels.to(device), self.origin
+        moved = copy.copy(self)
+        moved.params = self.params.to(device)
+        moved.labels = None if self.labels is None else self.labels.to(device)
         return moved
 
     def recipe(self):
