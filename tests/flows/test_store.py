@@ -40,6 +40,31 @@ def test_a_field_read_back_answers_to_the_bit_and_knows_its_ends(name, tmp_path)
     assert found.net.classes == len(field.target.classes)
 
 
+@pytest.mark.parametrize(
+    ("objective", "settings"),
+    [
+        ("constant-acceleration-flow", {"h": 0.7}),
+        ("c-rectified-flow", {"power": 1.5}),
+        ("learned-coupling", {}),
+        ("stochastic-interpolant", {}),
+    ],
+)
+def test_a_field_of_several_answers_or_nets_is_read_back_too(objective, settings, tmp_path):
+    small = wb.make("mlp", width=8, depth=2, activation="tanh")
+    routine = wb.flow_training(
+        wb.make("gaussian", dim=64), "digit-images", wb.make(objective, **settings), network=small, batch_size=8
+    )
+    field = routine.field(wb.Session(routine).step(2).state)
+    found = wb.load_field(wb.save_field(field, tmp_path / "field.safetensors"))
+    x, t, labels = torch.randn(5, 64), torch.linspace(0.1, 0.9, 5), torch.arange(5)
+    for one, other in ((field, found), (field.given(labels), found.given(labels))):
+        first, second = one(x, t), other(x, t)
+        assert type(one) is type(other)
+        assert first.known.keys() == second.known.keys()
+        assert all(torch.equal(first[kind], second[kind]) for kind in first.known)
+        assert torch.equal(first.data, second.data)
+
+
 def test_a_file_takes_the_place_of_the_old_one_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "field.safetensors"
     for seed in range(2):

@@ -16,7 +16,7 @@ FIXED = [row for row in wb.catalogue("solvers") if row.kind == "ode" and not row
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk3": 3, "rk4": 4, "implicit-midpoint": 2,
     "adams-bashforth-2": 2, "adams-bashforth-3": 3, "adams-bashforth-4": 4,
-    "splitting-euler": 1, "splitting-verlet": 2,
+    "splitting-euler": 1, "splitting-verlet": 2, "constant-acceleration": 1,
 }  # fmt: skip
 
 

@@ -237,26 +237,29 @@ def exact_field(
     *,
     source: str | Density | None = None,
     points: int = 2000,
-) -> ExactField:
+) -> Any:
     """The exact field from a source to a target density under an interpolant.
 
     Args:
         target: a Gaussian mixture of the catalogue ("eight-gaussians") or your own. Of a density that can only be
             sampled, the field of `points` samples of it: what a perfectly trained net on exactly these would learn.
         interpolant: a catalogue name or an `Interpolant`.
-        source: another mixture; the unit normal when None.
+        source: another mixture, or heavy-tailed noise; the unit normal when None.
+
+    Returns:
+        An `ExactField`; a `pfgm.PoissonField` from heavy-tailed noise.
 
     Raises:
-        ValueError: on unknown names, or a source that is not a mixture.
+        ValueError: on unknown names, or a source of another kind.
     """
     from workbench.catalogue import find_declared
 
     aim = find_declared("densities", "a density", target)
     start = Mixture.normal(aim.dim) if source is None else find_declared("densities", "a density", source)
+    path = find_declared("interpolants", "an interpolant", interpolant)
     if not isinstance(start, Mixture):
-        raise ValueError(f"expected a Gaussian mixture as the source of an exact field, got {start.name!r}")
-    mixture = aim if isinstance(aim, Mixture) else aim.as_points(points)
-    return ExactField(start, mixture, find_declared("interpolants", "an interpolant", interpolant))
+        return start.exact_field(aim, path, points)
+    return ExactField(start, aim if isinstance(aim, Mixture) else aim.as_points(points), path)
 
 
 def as_field(field: Any, **options: Any) -> Field:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from workbench.flows.interpolants import Interpolant
+from workbench.problems.densities import Density
+from workbench.problems.networks import Model
 from workbench.routine import Declared
 
 Net = Callable[..., Tensor]
@@ -98,6 +100,22 @@ class FlowObjective(Declared):
         Raises:
             ValueError: when it is not.
         """
+
+    def network(self, model: Model, dim: int, classes: int) -> Any:
+        """What it trains, a `training.FlowNet`: one model, whose predictions stand side by side."""
+        from workbench.flows.training import FlowNet
+
+        return FlowNet(model, dim, classes, 1 + len(self.also))
+
+    def field(self, net: Any, params: Tensor, path: Interpolant, source: Density, target: Density) -> Any:
+        """The `training.NetField` of what has been learned, of parameters (1, parameters)."""
+        from workbench.flows.training import NetField
+
+        if not self.also:
+            return NetField(net, params, self.predicts, path, source, target)
+        made = NetField(net, params, (self.predicts, *self.also), path, source, target)
+        made.objective = self
+        return made
 
     def draw(self, key: Any, batch: Batch) -> Any:
         """Further draws of a step, put into the batch as `more`."""

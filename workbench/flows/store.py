@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,12 +32,14 @@ def save_field(field: NetField, path: str | os.PathLike) -> Path:
     about = {
         "workbench_field": SCHEMA,
         "kind": field.kind,
-        "interpolant": _declared(field.interpolant),
+        "interpolant": _declared(field.path),
         "network": _declared(field.net.unbound),
         "source": _density("source", field.source, tensors),
         "target": _density("target", field.target, tensors),
         "classes": field.net.classes,
     }
+    if field.objective is not None:
+        about["objective"] = _declared(field.objective)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -65,7 +67,7 @@ def load_field(path: str | os.PathLike) -> NetField:
         raise ValueError(f"expected a saved field, found no file {name}") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"expected a saved field in {name}, got a damaged or foreign file ({error})") from None
-    if about.get("workbench_field") != SCHEMA or about.get("kind") not in KINDS:
+    if about.get("workbench_field") != SCHEMA or not (about.get("kind") in KINDS or "objective" in about):
         raise ValueError(f"expected a field saved by the workbench in {name}, got another safetensors file")
     try:
         field = _restored(about, tensors)
@@ -91,12 +93,21 @@ def shipped(name: str) -> Path:
 
 
 def _restored(about: dict[str, Any], tensors: dict[str, Tensor]) -> NetField:
+    from workbench.catalogue import find
+
     source, target = (_made_density(part, about[part], tensors) for part in ("source", "target"))
-    net = FlowNet(_made(about["network"]), target.dim, about["classes"])
+    model, objective = _made(about["network"]), about.get("objective")
+    if objective is None:
+        net = FlowNet(model, target.dim, about["classes"])
+    else:
+        row = find("flow objectives", "a flow objective", objective["name"])
+        objective = cast("Any", row.make(**objective["settings"]))
+        net = objective.network(model, target.dim, about["classes"])
     count, params = sum(torch.Size(shape).numel() for shape in net.space.shapes), tensors["params"]
     if params.shape != (1, count) or not bool(torch.isfinite(params).all()):
         raise ValueError(f"expected {count} finite parameters, got a tensor of shape {tuple(params.shape)}")
-    return NetField(net, params, about["kind"], _made(about["interpolant"]), source, target)
+    rest = _made(about["interpolant"]), source, target
+    return NetField(net, params, about["kind"], *rest) if objective is None else objective.field(net, params, *rest)
 
 
 def _declared(part: Declared) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Parameters are (runs, parameters), one flat vector a run, as in `workbench.training`.
 """
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -68,7 +69,13 @@ class NetField(Field):
         kind: what it predicts, one of `interpolants.KINDS`, or a tuple of them, side by side.
         labels: the class asked for of each sample (n,), of a network that knows classes.
         origin: Python lines that train it again and end with an expression for it, for exported scripts.
+
+    Attributes:
+        path: the interpolant it was trained on, where `interpolant` is another.
+        objective: what makes net and field again, for files; None where the net's model and `kind` are enough.
     """
+
+    objective: Any = None
 
     def __init__(
         self,
@@ -83,27 +90,32 @@ class NetField(Field):
         origin: str = "",
     ) -> None:
         self.net, self.params, self.kind, self.interpolant = net, params, kind, interpolant
-        self.source, self.target, self.dim = source, target, net.dim
+        self.source, self.target, self.dim, self.path = source, target, net.dim, interpolant
         self.labels, self.origin = labels, origin
 
-    def known(self, x, t, rows=None):
-        flat = x.reshape(-1, self.dim)
+    def asked(self, x: Tensor, t: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Points (n, dim), times and classes (n,) to ask the net at."""
         times = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(x.shape[:-1]).reshape(-1)
         labels = self.labels if self.labels is None or rows is None else self.labels[rows]
         if labels is not None:
             labels = labels.expand(x.shape[:-1]).reshape(-1)
+        return x.reshape(-1, self.dim), times, labels
+
+    def known(self, x, t, rows=None):
         kinds = (self.kind,) if isinstance(self.kind, str) else self.kind
-        heads = self.net(self.params, flat, times, labels).squeeze(0).chunk(len(kinds), -1)
+        heads = self.net(self.params, *self.asked(x, t, rows)).squeeze(0).chunk(len(kinds), -1)
         return {kind: head.reshape(x.shape) for kind, head in zip(kinds, heads, strict=True)}
 
     def given(self, labels: Any) -> "NetField":
         """The same field with a class asked for of each sample."""
-        rest = (self.net, self.params, self.kind, self.interpolant, self.source, self.target)
-        return NetField(*rest, labels=torch.as_tensor(labels), origin=self.origin)
+        made = copy.copy(self)
+        made.labels = torch.as_tensor(labels)
+        return made
 
     def to(self, device):
-        moved = NetField(self.net, self.params.to(device), self.kind, self.interpolant, self.source, self.target)
-        moved.labels, moved.origin = None if self.labels is None else self.labels.to(device), self.origin
+        moved = copy.copy(self)
+        moved.params = self.params.to(device)
+        moved.labels = None if self.labels is None else self.labels.to(device)
         return moved
 
     def recipe(self):
@@ -152,7 +164,7 @@ class FlowTraining(Routine):
         self.target, self.objective = target, objective
         self.coupling, self.path, self.method = coupling, interpolant, optimizer
         self.choices = (times, weight, premetric)
-        self.net = FlowNet(network, target.dim, len(target.classes), 1 + len(objective.also))
+        self.net = objective.network(network, target.dim, len(target.classes))
         self.space, self.host_sync = self.net.space, optimizer.host_sync
         doc = "Pairs in each step's gradient."
         batch = Hyper(
@@ -225,7 +237,7 @@ class FlowTraining(Routine):
         """The objective's loss per run at parameters x (runs, parameters)."""
 
         def net_of(params: Tensor) -> Any:
-            return lambda points, t: self.net(params, points, t, batch.labels)
+            return lambda points, t, **more: self.net(params, points, t, batch.labels, **more)
 
         old = net_of(own[0].detach()) if own else None
         return self.objective.loss(net_of(x), old, batch, self.setting(hyper))
@@ -244,9 +256,9 @@ class FlowTraining(Routine):
 
     def field(self, state: FlowState, run: int = 0, *, origin: str = "") -> NetField:
         """The field that a run has learned so far."""
-        first, also = self.objective.predicts, self.objective.also
-        rest = ((first, *also) if also else first, self.path, self.source, self.target)
-        return NetField(self.net, state.x[run : run + 1].detach(), *rest, origin=origin)
+        made = self.objective.field(self.net, state.x[run : run + 1].detach(), self.path, self.source, self.target)
+        made.origin = origin
+        return made
 
     def observe(self, state: FlowState) -> dict[str, Tensor]:
         return {"weight_norm": self.space.norm(state.x).squeeze(-1)}

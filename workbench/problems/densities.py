@@ -49,6 +49,14 @@ class Density(Declared):
         made.expression = f"wb.make({self.name!r}).as_points({n})" if key is None else ""
         return made
 
+    def exact_field(self, target: "Density", interpolant: Any, points: int) -> Any:
+        """The exact field from this density to `points` samples of a target, of a source that is no mixture.
+
+        Raises:
+            ValueError: where there is no closed form of it, as for most.
+        """
+        raise ValueError(f"expected a Gaussian mixture as the source of an exact field, got {self.name!r}")
+
     def setup(self) -> str:
         """Python lines that an exported script needs before the recipe."""
         return ""
