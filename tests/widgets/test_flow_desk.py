@@ -247,3 +247,26 @@ def test_lines_are_cut_into_points_of_even_spacing():
     np.testing.assert_allclose(np.abs(np.diff(points, axis=0)).sum(1), 0.12, atol=1e-9)
     with pytest.raises(ValueError, match="draw a line first"):
         drawn([])
+
+
+@pytest.mark.parametrize("row", [row.name for row in wb.catalogue("densities")])
+def test_every_density_is_a_target_that_can_be_drawn_or_a_sentence_says_why_not(row, make):
+    desk = make({"target": row})
+    if wb.make(row).dim == 2 or wb.make(row).image:
+        assert desk.opening_errors == []
+        assert desk.settings["target"] == row
+    else:
+        (words,) = desk.opening_errors
+        assert words.startswith("expected a target in the plane or one of pictures")
+    assert len(encode_frame(desk.frame())) > 100
+
+
+@pytest.mark.parametrize("row", [row.name for row in wb.catalogue("flow objectives")])
+def test_every_objective_trains_is_drawn_and_kept(row, make):
+    desk = make(beside({"objective": row}))
+    done(desk, lambda: desk.step(2))
+    assert len(encode_frame(desk.frame())) > 100
+    done(desk, lambda: desk.save_fields("kept"))
+    field, (own,) = wb.load_field(desk.runs / "kept.safetensors"), desk.fields(desk.session)
+    x = torch.linspace(-2, 2, 8).view(4, 2)
+    assert torch.equal(field(x, torch.tensor(0.3)).velocity, own(x, torch.tensor(0.3)).velocity)

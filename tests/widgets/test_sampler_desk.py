@@ -203,3 +203,16 @@ def test_adaptive_solvers_step_beside_the_others(make):
     _, rows = desk.measures.newest(desk.session)
     assert rows[1].error < 1e-2
     assert rows[1].nfe > 6
+
+
+@pytest.mark.parametrize("row", [row.name for row in wb.catalogue("solvers")])
+def test_every_solver_keeps_to_a_budget_and_is_drawn(row, make):
+    desk = make(beside(row, steps=3))
+    done(desk, lambda: desk.budget(8))
+    done(desk, lambda: desk.step(8))
+    assert desk.opening_errors == []
+    assert desk.session.status == ["ok"]
+    if not wb.make(row).adaptive:
+        assert 1 <= int(desk.session.state.parts[0].nfe.max()) <= 8
+        assert bool(desk.session.routine.done(desk.session.state).all())
+    assert len(encode_frame(desk.frame())) > 100

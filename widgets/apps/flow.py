@@ -147,6 +147,11 @@ class FlowDesk(Desk):
 
     def build(self) -> wb.Session:
         target = self.target()
+        if target.dim != 2 and not target.image:
+            raise ValueError(
+                f"expected a target in the plane or one of pictures, which can be drawn, got {target.title} of "
+                f"{target.dim} numbers: wb.flow_training learns it in a notebook"
+            )
         source = self.source(target)
         fields, start = self._taught.get(json.dumps(self.settings["rounds"]), ([], None))
         parts = {}
