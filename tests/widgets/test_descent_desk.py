@@ -496,3 +496,11 @@ def test_the_drawn_picture_costs_no_gradient_graph(desk):
     done(desk, lambda: desk.step(3))
     assert not desk.session.state.parts[0].x.requires_grad
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("values", "words"), [((0.01, 0.055), ["0.01", "0.02", "0.05"]), ((3.1, 4.9), ["4"])])
+def test_a_narrow_logarithmic_axis_has_labels(values, words):
+    axis = curves([{"name": "a", "steps": [0, 1], "values": values}], log=True)["layout"]["yaxis"]
+    assert set(words) <= set(axis["ticktext"])
+    assert len(axis["ticktext"]) >= 2
+    assert [float(word) for word in axis["ticktext"]] == axis["tickvals"]

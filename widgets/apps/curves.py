@@ -168,7 +168,19 @@ def _axis(title: str, around: list[float], log: bool, ink: Mapping[str, str]) ->
         "exponentformat": "power",
         "ticklabeloverflow": "allow",  # otherwise every label is measured at every redraw
     }
-    return {**axis, "type": "log", "dtick": max(1, round((around[1] - around[0]) / 6))} if log else axis
+    if not log:
+        return axis
+    if around[1] - around[0] > 2:
+        return {**axis, "type": "log", "dtick": max(1, round((around[1] - around[0]) / 6))}
+    marks = _marks(*around)
+    return {**axis, "type": "log", "tickvals": marks, "ticktext": [f"{mark:g}" for mark in marks]}
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Numbers to label on a logarithmic axis of two decades or less, which holds no or one power of ten."""
+    leads = (1, 2, 5) if high - low > 0.7 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+    found = [float(f"{lead}e{power}") for power in range(math.floor(low), math.ceil(high) + 1) for lead in leads]
+    return [mark for mark in found if low <= math.log10(mark) <= high]
 
 
 def _cursor(at: float, colour: str) -> dict[str, Any]:

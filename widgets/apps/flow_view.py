@@ -12,7 +12,7 @@ import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
 from widgets.apps.flow import CHOICES, COLUMN, LABELS, OWN, FlowDesk
-from widgets.apps.flow_measures import MEANING
+from widgets.apps.flow_measures import AGAIN, MEANING
 from widgets.apps.flow_picture import SHOWN
 from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, TIP, Shell
@@ -321,7 +321,7 @@ class FlowShell(Shell):
             for i, (title, colour) in enumerate(zip(desk.titles(), self._colours(), strict=False)):
                 rows.append(_row(f"<span style='color:{colour}'>●</span> {html.escape(title)}", values[-1, i], ""))
         floor = desk.measures.floor(desk.session)
-        why = "W₂ between two fresh sets of target samples: as low as it can be read"
+        why = f"W₂ of fresh samples of the target, mean of {AGAIN} sets: what no flow goes below but by luck"
         foot = f"<tr title='{why}' style='opacity:.6'><td>target against itself</td><td>{floor:.3g}</td></tr>"
         at = f"at step {steps[-1]:,}" if len(steps) else "measured when it plays or pauses"
         cost = f"{1000 * desk.measures.cost:.0f} ms a measurement"

@@ -311,7 +311,7 @@ class SamplerDesk(Desk):
         if not len(known):
             return {}
         at = [min(max(0, step - 1), len(known) - 1) for step in steps]
-        return {f"speed {label}": arrays["speed"][at, i].tolist() for i, label in enumerate(self.parts)}
+        return {f"speed {self.title_of(label)}": arrays["speed"][at, i].tolist() for i, label in enumerate(self.parts)}
 
 
 class Recorder:
