@@ -52,9 +52,14 @@ def versions() -> dict[str, str]:
 
 
 def provenance(routine: Routine, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes that say how a record came about; structured ones are JSON text, so that every format holds them."""
+    """Attributes that say how a record came about; structured ones are JSON text, so that every format holds them.
+
+    `setup`, where there is one, holds the Python lines that `recipe` needs before it.
+    """
+    setup = routine.setup()
     return {
         "workbench_record": SCHEMA,
+        **({"setup": setup} if setup else {}),
         "recipe": routine.recipe(),
         **{name: plain(value) for name, value in routine.describe().items()},
         "seed": json.dumps(plain(given["seed"])),

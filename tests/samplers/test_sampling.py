@@ -377,3 +377,13 @@ def test_no_state_is_changed_by_going_on():
     state = session.state
     session.step(5)
     assert all(torch.equal(a, b) for a, b in zip(before, leaves(state), strict=True))
+
+
+def test_a_record_says_how_its_trained_field_came_about():
+    net = wb.make("mlp", width=8, depth=1)
+    learned = wb.Session(wb.flow_training(None, "two-moons", network=net, batch_size=16), hyper={"lr": 0.01}).step(3)
+    record = wb.rollout(wb.sampling(wb.trained_field(learned), "heun", steps=2, samples=5), 2)
+    known = {"wb": wb, "torch": torch}
+    exec(record.attrs["setup"], known)  # noqa: S102 - our own text
+    again = wb.rollout(eval(record.attrs["recipe"], known), 2)  # noqa: S307
+    np.testing.assert_array_equal(again.x, record.x)

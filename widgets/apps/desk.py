@@ -314,7 +314,9 @@ class Desk:
     def meta(self) -> dict[str, Any]:
         """What an exported page says of how it came about."""
         session = self.session
+        setup = session.routine.setup()
         about = {
+            **({"setup": setup} if setup else {}),
             "recipe": session.routine.recipe(),
             "seed": session.seed,
             "hyper": session.first,
