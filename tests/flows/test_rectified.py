@@ -30,6 +30,7 @@ def test_one_step_between_any_two_times_is_exact():
     field = wb.exact_field("eight-gaussians", "variance-preserving")
     path = field.interpolant
     coupling = wb.make("rectified-diffusion", pool=0, steps=400)
+    assert coupling.exact(field.source, field.target).interpolant.name == path.name
     x0, x1, _ = coupling.draw(Key(1), field.source, field.target, 50, {}, EXACT)
     first, last = torch.tensor(path.ends, dtype=torch.float64)
     fine, _ = solve_to(field, path.spread(first) * x0, first, last)
