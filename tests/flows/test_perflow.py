@@ -96,3 +96,14 @@ def test_one_step_a_window_comes_nearer_than_the_teacher():
     """Yan et al.: W₂ of four Euler steps is below the teacher's, and windows are straighter than its are."""
     assert (w2s(student(), 4, "eight-gaussians") < w2s(first_flow(), 4, "eight-gaussians")).all()
     assert (bent(student()) < bent(first_flow())).all()
+
+
+def test_a_script_trains_its_teacher_first():
+    """The recipe of a training names the teacher, and its setup defines it."""
+    small = wb.make("mlp", width=5, depth=1)
+    teacher = wb.trained_field(wb.Session(wb.flow_training(network=small, batch_size=8)).step(2))
+    routine = wb.flow_training(None, "eight-gaussians", wb.make("perflow", field=teacher, windows=2), network=small)
+    made: dict = {"wb": wb, "torch": torch}
+    exec(f"import workbench as wb\n{routine.setup()}\nagain = {routine.recipe()}", made)  # noqa: S102 - what a script would run
+    assert made["again"].objective.windows == 2
+    assert torch.equal(made["again"].objective.field.params, teacher.params)
