@@ -34,7 +34,7 @@ class PiecewiseReflow(FlowObjective):
     title = "Piecewise reflow"
     source = "Yan et al. 2024, arXiv:2405.07510"
     ledger = "perflow"
-    evidence = "tests/flows/test_perflow.py::test_a_question_lies_on_the_chord_of_its_window[4]"
+    evidence = "tests/flows/test_perflow.py::test_a_question_lies_on_the_chord_of_its_window[linear-path-4]"
     windows: Any = Hyper(4, 1, 64, "integer", (1, 16), kind="init", unit="windows", doc="Steps it is to be sampled in.")
     steps: Any = Hyper(
         16, 1, 1024, "integer", (4, 64), kind="init", unit="steps", doc="Of the teacher over the whole path."
