@@ -26,8 +26,8 @@ class PiecewiseReflow(FlowObjective):
     Raises:
         ValueError: on training along another path than the teacher's, or in another dimension.
 
-    Source: Yan et al. 2024, arXiv:2405.07510 (piecewise rectified flow); the windows derived here for any path, with
-    the classical Runge–Kutta method for the teacher, and checked against its public code (windows, chord and slope).
+    Source: Yan et al. 2024, arXiv:2405.07510 (piecewise rectified flow). The windows are derived here for any path
+    (the teacher goes by the classical Runge–Kutta method), and not checked against the public code.
     """
 
     name = "perflow"
