@@ -24,11 +24,15 @@ def _one_thread(_fixed_numerics):
     torch.set_num_threads(1)
 
 
-def learn(target, objective="flow-matching", *, steps=1500, lr=4e-3, width=64, source=None, hyper=None, **options):
-    """The fields of three runs after `steps` steps of Adam on batches of 256, the rate falling as a cosine to 0."""
-    net = wb.make("mlp", width=width, depth=3, activation="silu")
+def learn(target, objective="flow-matching", *, steps=1500, lr=4e-3, width=64, source=None, start=None, **options):
+    """The fields of three runs after `steps` steps of Adam on batches of 256, the rate falling as a cosine to 0.
+
+    They start from new weights, or from those of the fields `start`; `hyper`, among the options, turns the rest.
+    """
+    net, hyper = wb.make("mlp", width=width, depth=3, activation="silu"), options.pop("hyper", None)
     routine = wb.flow_training(source, target, objective, network=net, **options)
     first = routine.net.model.init(Key(tuple(range(RUNS))).stream("init"), LIKE)
+    first = first if start is None else torch.cat([field.params for field in start])
     state, hyper = routine.init(Key(0), start=first), routine.normalise(hyper)
     for k in range(steps):
         hyper["lr"] = torch.tensor(lr / 2 * (1 + math.cos(math.pi * k / steps)))

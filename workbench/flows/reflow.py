@@ -1,13 +1,13 @@
 """Reflow: pairs whose x1 is where a flow takes x0; and the distillation of such pairs into one step."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from workbench.flows.couplings import Coupling
 from workbench.flows.fields import ExactField, Field
-from workbench.flows.interpolants import Linear
+from workbench.flows.interpolants import Interpolant, Linear
 from workbench.flows.objectives import FlowObjective, Question
 from workbench.flows.predictions import straight
 from workbench.problems.densities import Density, Mixture
@@ -35,6 +35,7 @@ class Reflow(Coupling):
     source = "Liu, Gong & Liu 2023, arXiv:2209.03003"
     ledger = "flow-straight-and-fast"
     evidence = "tests/flows/test_couplings.py::test_reflow_pairs_are_ends_of_one_path[linear-path]"
+    path: ClassVar[type[Interpolant]] = Linear
     steps: Any = Hyper(20, 1, 1000, "integer", (1, 100), kind="init", unit="steps", doc="From source to data.")
     pool: Any = Hyper(
         4096, 0, 10**6, "integer", kind="init", unit="pairs", doc="Computed once and drawn from; 0: anew at each step."
@@ -66,7 +67,7 @@ class Reflow(Coupling):
 
     def pairs(self, key: Key, source: Density, target: Density, n: int) -> Pairs:
         """n new pairs, on the host: those that start from data come last."""
-        field = self.field or _exact(source, target)
+        field = self.field or self.exact(source, target)
         like = getattr(field, "params", torch.empty(0, dtype=torch.float64))
         x0 = source.sample(key.stream("source"), n, like)
         x1, labels = target.sample_labelled(key.stream("target"), n, like)
@@ -78,6 +79,13 @@ class Reflow(Coupling):
         x1[:turn] = self.carry(_some(field, slice(turn)), x0[:turn])
         x0[turn:] = self.carry(_some(field, slice(turn, n)), x1[turn:], reverse=True)
         return x0, x1, labels
+
+    def exact(self, source: Density, target: Density) -> Field:
+        """The flow when none was given: exact on the path, of 64 samples of a target that is no mixture."""
+        if not isinstance(source, Mixture):
+            name = source.title or "a source"
+            raise ValueError(f"expected a field for {self.name} from {name} that is no mixture, got none")
+        return ExactField(source, target if isinstance(target, Mixture) else target.as_points(64), self.path())
 
     def carry(self, field: Field, x: Tensor, *, reverse: bool = False) -> Tensor:
         """Where the flow takes source samples (n, dim), or from where it brings data."""
@@ -125,13 +133,6 @@ class MixedReflow(Reflow):
     ledger = "simple-reflow"
     evidence = "tests/flows/test_couplings.py::test_mixed_pairs_start_at_either_end"
     forward: Any = Hyper(0.5, 0.0, 1.0, kind="init", doc="Share of the pairs that start from data.")
-
-
-def _exact(source: Density, target: Density) -> ExactField:
-    """The exact field between two densities on the linear path; of 64 samples of a target that is no mixture."""
-    if not isinstance(source, Mixture):
-        raise ValueError(f"expected a field for reflow from {source.title or 'a source'} that is no mixture, got none")
-    return ExactField(source, target if isinstance(target, Mixture) else target.as_points(64), Linear())
 
 
 def _some(field: Any, rows: slice) -> Field:

@@ -286,7 +286,7 @@ class FlowTraining(Routine):
         return f"wb.flow_training({', '.join(parts)})"
 
     def setup(self) -> str:
-        parts = (self.given, self.target, self.coupling, self.method)
+        parts = (self.given, self.target, self.objective, self.coupling, self.method)
         lines = [part.setup() for part in parts if hasattr(part, "setup")]
         return "\n".join(line for line in lines if line)
 

@@ -21,7 +21,7 @@ class BellmanGrid(Grid):
     The cost and its minimisation are checked against the paper's public code, whose fine path is Euler's. Four steps on
     it come nearer to the target than on equal, quadratic and cosine steps on the linear and the variance-preserving
     path; not on every path, nor at every number of steps: what it minimises is local. The paper's second part, to
-    fine-tune the net on these jumps, is not done here.
+    retrain the net on these jumps, is the objective "bellman-straightening".
 
     Args:
         field: whose paths are followed; the exact field to eight Gaussians on the sampling's own path when None.
