@@ -106,4 +106,4 @@ def test_a_script_trains_its_teacher_first():
     made: dict = {"wb": wb, "torch": torch}
     exec(f"import workbench as wb\n{routine.setup()}\nagain = {routine.recipe()}", made)  # noqa: S102 - what a script would run
     assert made["again"].objective.windows == 2
-    assert torch.equal(made["again"].objective.field.params, teacher.params)
+    assert torch.equal(made["again"].objective.flow.params, teacher.params)

@@ -42,8 +42,8 @@ class PiecewiseReflow(FlowObjective):
 
     def __init__(self, field: Field | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        self.field = field or exact_field("eight-gaussians", "linear-path")
-        self.given, self.teacher = field, self.field.interpolant or Linear()
+        self.flow = field or exact_field("eight-gaussians", "linear-path")
+        self.given, self.teacher = field, self.flow.interpolant or Linear()
 
     @property
     def grid(self) -> Tensor:
@@ -61,9 +61,9 @@ class PiecewiseReflow(FlowObjective):
             raise ValueError(f"expected the teacher's path, {self.teacher.recipe()}, got {path.recipe()}")
 
     def draw(self, key, batch):
-        if batch.x1.shape[-1] != self.field.dim:
+        if batch.x1.shape[-1] != self.flow.dim:
             raise ValueError(
-                f"expected a teacher of dimension {batch.x1.shape[-1]} for {self.name}, got {self.field.dim}"
+                f"expected a teacher of dimension {batch.x1.shape[-1]} for {self.name}, got {self.flow.dim}"
             )
         stops = self.grid.to(batch.t)
         window = torch.searchsorted(stops, batch.t.contiguous(), right=True).clamp(1, len(stops) - 1)
@@ -74,7 +74,7 @@ class PiecewiseReflow(FlowObjective):
 
     def _of(self, labels: Tensor | None) -> Field:
         """The teacher, asked for the classes of a batch where it knows classes."""
-        return self.field if labels is None or not hasattr(self.field, "given") else self.field.given(labels)
+        return self.flow if labels is None or not hasattr(self.flow, "given") else self.flow.given(labels)
 
     def question(self, batch, setting):
         start, end, begin, arrival = batch.more

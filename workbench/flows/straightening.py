@@ -33,4 +33,4 @@ class BellmanStraightening(PiecewiseReflow):
         from workbench.samplers.bellman import BellmanGrid
 
         like = torch.empty(0, dtype=torch.float64)
-        return BellmanGrid(self.field).times(self.teacher, self.windows, {}, like)
+        return BellmanGrid(self.flow).times(self.teacher, self.windows, {}, like)
