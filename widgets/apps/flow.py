@@ -309,7 +309,7 @@ class FlowDesk(Desk):
         step, state = session.now
         exact = not (live and session.playing and self.flowing)
         tau = self._now_tau() if live and self.flowing else self.tau if live else 1.0
-        coarse = step if exact else (id(session), int(time.monotonic() * 3))
+        coarse = step if exact else int(time.monotonic() * 1.5)
         fields = self.fields(session, state)
         layers = self.picture_.layers(fields, tau, self.shown, exact=exact, stamp=(id(session), coarse))
         return Frame(step=step, layers=layers, caption=self._caption(step, tau, exact))

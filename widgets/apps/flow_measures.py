@@ -13,7 +13,7 @@ import workbench as wb
 from widgets.apps.flow_picture import Flight
 from workbench.flows.measures import Paths, straightness, transport_cost, w2
 
-SHARE = 0.12
+SHARE = 0.05
 """Most of the time that measuring may take while a run plays."""
 SAMPLES, STEPS, MOST, AGAIN = 400, 20, 2000, 4
 

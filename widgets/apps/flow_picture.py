@@ -16,8 +16,8 @@ from widgets.player import Images, LegendEntry, Panel, Paths, Points, Scene, pan
 from workbench.flows.training import FlowTraining
 
 PARTICLES, PATHS, BACKDROP = 2000, 48, 700
-STEPS = 24
-"""Midpoint steps of a path drawn exactly, from one end to the other."""
+STEPS, ROUGH = 24, 12
+"""Midpoint steps of a path from one end to the other: drawn exactly, and while a net learns."""
 TURNS = 4
 """Frames in which every particle's velocity is asked for once, while a net learns."""
 LOOKS = 40
@@ -119,7 +119,7 @@ class FlowPicture:
         found: list[Any] = []
         for i, (flight, field, panel) in enumerate(zip(self.flights, fields, self.panels, strict=True)):
             if "paths" in shown:
-                found.append(self._path_layer(i, flight, field, panel, stamp))
+                found.append(self._path_layer(i, flight, field, panel, stamp, STEPS if exact else ROUGH))
             if "particles" in shown:
                 x = flight.path(field, PARTICLES, tau)[-1] if exact else flight.advance(field, tau)
                 at = x.numpy()
@@ -135,10 +135,10 @@ class FlowPicture:
             known = self._arrows[i] = (stamp, arrows)
         return known[1]
 
-    def _path_layer(self, i: int, flight: Flight, field: wb.Field, panel: Panel, stamp: Any) -> Paths:
-        known = self._paths.get(i)
+    def _path_layer(self, i: int, flight: Flight, field: wb.Field, panel: Panel, stamp: Any, steps: int) -> Paths:
+        known, stamp = self._paths.get(i), (steps, stamp)
         if known is None or known[0] != stamp:
-            path = flight.path(field, PATHS).numpy().swapaxes(0, 1)
+            path = flight.path(field, PATHS, steps=steps).numpy().swapaxes(0, 1)
             at = path + np.asarray([panel.dx, panel.dy], dtype=path.dtype)
             known = self._paths[i] = (stamp, Paths.of(list(at), colour=i, width=1.0, opacity=0.6))
         return known[1]
