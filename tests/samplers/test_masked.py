@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 RULES = ["mdlm", "remdm-cap", "remdm-rescale", "remdm-loop"]
 """Those that remember nothing, so that sequences with masks are the states of a Markov chain."""
-ETA = {"remdm-cap": {"eta": 0.15}, "remdm-rescale": {"eta": 0.4}, "remdm-loop": {"eta": 0.1}}
+ETA = {"remdm-cap": {"eta": 0.15}, "remdm-rescale": {"eta": 0.4}, "remdm-loop": {"eta": 0.1, "finish": 0.7}}
 
 
 # ------------------------------------------------------------------------------------------------- laws and denoiser
@@ -88,7 +88,7 @@ def written_out(name, t, s, hyper):
     """(alpha_t, alpha_s, sigma) with the paper's time u = 1 - t, which goes from 1 to 0."""
     u, v, eta = 1 - t, 1 - s, hyper.get("eta", 0.0)
     if name == "remdm-loop":
-        on, off, hold = 1 - 0.45, 1 - 0.95, 0.9
+        on, off, hold = 1 - 0.45, 1 - hyper.get("finish", 0.95), 0.9
 
         def alpha(time):
             if time > on:
@@ -191,7 +191,7 @@ def test_the_part_that_is_unmasked_is_alpha_whatever_is_masked_again(name):
     session = wb.Session(routine, hyper={"error": 2.0, **ETA.get(name, {})})
     for k in range(20):
         session.step()
-        alpha = written_out(name, k / 20, (k + 1) / 20, {})[1]
+        alpha = written_out(name, k / 20, (k + 1) / 20, ETA.get(name, {}))[1]
         there = float((session.state.x < 2).float().mean())
         assert abs(there - alpha) <= 4 * math.sqrt(alpha * (1 - alpha) / (8 * n)) + 1e-6
 
