@@ -145,6 +145,28 @@ def test_without_a_known_start_they_are_ddim(reverse):
         torch.testing.assert_close(ours, solve(plain, "euler-maruyama", x=x, steps=9, hyper=form))
 
 
+class Moving(BridgeField):
+    """A field whose data are a polynomial in λ = log(b / c) of a degree."""
+
+    def __init__(self, degree):
+        super().__init__(pairs(), BrownianBridge(scale=SCALE))
+        self.degree = degree
+
+    def data(self, y, start, alpha, gamma):
+        lam = (alpha / gamma).log()
+        return start + torch.tensor([1.0, -2.0]).to(y) * (0.5 + lam) ** self.degree
+
+
+@pytest.mark.parametrize(("name", "degree"), [("dbim", 0), ("dbim-2", 1), ("dbim-3", 2)])
+def test_a_step_is_exact_where_data_are_such_a_polynomial(name, degree):
+    grid = torch.tensor([0.2, 0.3, 0.45, 0.8], dtype=torch.float64)
+    routine = wb.sampling(Moving(degree), name, grid=grid, samples=20, dtype=torch.float64)
+    session = wb.Session(routine, start=bridged(20, 0.2, 7)[0]).step(2)
+    before, after = session.state.x[0], session.step().state.x[0]
+    fine = torch.linspace(0.45, 0.8, 401, dtype=torch.float64)
+    torch.testing.assert_close(after, solve(Moving(degree), "rk4", x=before, grid=fine), rtol=1e-8, atol=1e-8)
+
+
 @functools.cache
 def reference():
     """Points at t = 0.2 and where the velocity takes them to at 0.8, by 1,000 steps of rk4."""

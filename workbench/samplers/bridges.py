@@ -159,7 +159,7 @@ class BridgeEulerMaruyama(Solver):
 
     The Markov process that bridges to data, with the mean of where it may end in place of the end. On other fields it
     is "euler-maruyama" on the reverse SDE.
-    Source: Zhou, Lou, Khanna & Ermon 2024, arXiv:2309.16948, equation 8 for the Brownian bridge.
+    Source: Zhou, Lou, Khanna & Ermon 2024, arXiv:2309.16948; written out here for the Brownian bridge.
     """
 
     name = "bridge-euler-maruyama"

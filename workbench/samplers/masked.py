@@ -60,7 +60,7 @@ class Ancestral(Unmasker):
     """sigma = 0: a token once unmasked stays. Ancestral sampling of masked diffusion (MDLM).
 
     With the exact denoiser the law is exact as steps grow: only tokens unmasked in one step do not see each other.
-    Source: Sahoo et al. 2024, arXiv:2406.07524, equation 7, with alpha_t linear in time.
+    Source: Sahoo et al. 2024, arXiv:2406.07524, with alpha_t linear in time.
     """
 
     name = "mdlm"
