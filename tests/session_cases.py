@@ -57,6 +57,13 @@ def nets_case():
     return Case(routine, {"lr": [0.1, 0.5]}, [{"batch_size": 5}, {"lr": [0.3, 0.01]}, {"momentum": [0.0, 0.9]}])
 
 
+def unmasking_case():
+    routine = wb.unmasking("ising-chain", "remdm-conf", steps=1000, samples=40)
+    return Case(
+        routine, {"error": [0.0, 2.0]}, [{"steps": 2000}, {"error": [1.0, 0.5]}, {"steps": 800}, {"error": 3.0}]
+    )
+
+
 def together_case():
     parts = {"adam": "adam", "sgd": "sgd", "n.adam": torch.optim.NAdam}
     routine = wb.side_by_side({label: wb.descent(STOCHASTIC, method) for label, method in parts.items()})

@@ -57,8 +57,12 @@ def sample(solver, grid, dtype):
     )
 
 
+def unmask(law, method, dtype):
+    return wb.unmasking(law, method, steps=8, samples=7, dtype=dtype)
+
+
 def cases():
-    """Optimizers on a surface and on a net, surfaces and models under Adam, parts of a flow, solvers and grids."""
+    """Optimizers on a surface and on a net, surfaces and models under Adam, parts of a flow, solvers, grids, tokens."""
     found = {}
     for row in OPTIMIZERS:
         found[f"rosenbrock/{row.name}"] = functools.partial(wb.descent, "rosenbrock", row.name)
@@ -74,6 +78,10 @@ def cases():
         found[f"sampling/{row.name}"] = functools.partial(sample, row.name, "uniform-grid")
     for row in wb.catalogue("grids"):
         found[f"sampling/{row.name}"] = functools.partial(sample, "euler", row.name)
+    for row in wb.catalogue("token laws"):
+        found[f"unmasking/{row.name}"] = functools.partial(unmask, row.name, "mdlm")
+    for row in wb.catalogue("unmaskers"):
+        found[f"unmasking/{row.name}"] = functools.partial(unmask, "ising-chain", row.name)
     return found
 
 
@@ -165,11 +173,14 @@ def test_batched_equals_looped(name):
     turned = {"lr": [1e-3, 4e-3, 2e-2]} if "lr" in routine.hypers else {}
     point = run(routine, 0).x
     point = point[0] if routine.run_axis == 0 else point[:, 0]
-    starts = torch.stack([point, 0.95 * point, point + 0.01])
+    near = 1 + 1e-14 if point.is_floating_point() else 1  # tokens have no neighbours
+    starts = torch.stack(
+        [point, 0.95 * point, point + 0.01] if point.is_floating_point() else [point, point // 2, point]
+    )
     batched = run(routine, 6, hyper=turned, start=starts)
     for i in range(3):
         own = {label: values[i] for label, values in turned.items()}
-        alone, moved = (run(routine, 6, hyper=own, start=starts[i] * size) for size in (1, 1 + 1e-14))
+        alone, moved = (run(routine, 6, hyper=own, start=starts[i] * size) for size in (1, near))
         ours = routine.pick(batched, i)
         allowed = 1e-11 * (1 + alone.x.abs().max()) + 1000 * (alone.x - moved.x).abs().max()
         assert (ours.x - alone.x).abs().max() <= allowed

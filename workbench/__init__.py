@@ -21,6 +21,7 @@ from workbench.rollout import ahead, rollout
 from workbench.routine import Hyper, Key, Probe, Routine, Variable
 from workbench.samplers.base import Solver
 from workbench.samplers.sampling import sampling
+from workbench.samplers.unmasking import unmasking
 from workbench.session import Edit, Session
 from workbench.together import side_by_side
 from workbench.training import training
@@ -60,4 +61,5 @@ __all__ = [
     "side_by_side",
     "trained_field",
     "training",
+    "unmasking",
 ]
