@@ -42,7 +42,9 @@ def weights(words, length):
     return table * (table > 0.3)
 
 
-@pytest.mark.parametrize("law", [wb.make("ising-chain", length=4, field=0.4), TableLaw(weights(3, 3))], ids=repr)
+@pytest.mark.parametrize(
+    "law", [wb.make("ising-chain", length=4, field=0.4), TableLaw(weights(3, 3))], ids=["chain", "table"]
+)
 def test_the_denoiser_is_the_conditional_law_of_each_position(law):
     table, denoiser = law.probabilities(), Denoiser(law, torch.float64, "cpu")
     error = torch.zeros((), dtype=torch.float64)
