@@ -189,10 +189,13 @@ class Declared:
 
     def recipe(self) -> str:
         """A Python expression that makes the same thing again, for exported scripts."""
-        given = {name: value for name, value in self.settings.items() if value != self.hypers[name].default}
-        if not given:
-            return repr(self.name)
-        return f"wb.make({self.name!r}, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        return self.made_with()
+
+    def made_with(self, **arguments: str) -> str:
+        """`recipe` with arguments that are no settings, as expressions by name."""
+        changed = {name: repr(value) for name, value in self.settings.items() if value != self.hypers[name].default}
+        given = [f"{name}={expression}" for name, expression in (arguments | changed).items()]
+        return f"wb.make({', '.join([repr(self.name), *given])})" if given else repr(self.name)
 
 
 # --------------------------------------------------------------------------------------------- randomness

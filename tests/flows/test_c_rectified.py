@@ -16,6 +16,8 @@ from workbench.problems.densities import Mixture
 from workbench.routine import Key
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
 ANGLE = 1.5
 EYE = torch.eye(2, dtype=torch.float64)
@@ -23,11 +25,6 @@ SCALE = torch.tensor([2.0, 0.5], dtype=torch.float64)
 TURN = torch.tensor([[np.cos(ANGLE), -np.sin(ANGLE)], [np.sin(ANGLE), np.cos(ANGLE)]], dtype=torch.float64)
 MAP = SCALE[:, None] * TURN
 """x1 = MAP x0 takes the unit normal to N(0, diag(SCALE²)), turning it first: straight lines that never cross."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 class Turned(Coupling):

@@ -10,6 +10,8 @@ import workbench as wb
 from workbench.flows.choices import Premetric
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIMES, WEIGHTS, PREMETRICS = (
     [row.name for row in wb.catalogue(family)] for family in ("time distributions", "loss weights", "premetrics")
 )
@@ -24,11 +26,6 @@ TURNED = {
     "lambda_low": -2.0,
     "lambda_high": 3.0,
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def values(method, given=None, dtype=torch.float64):

@@ -15,13 +15,10 @@ from workbench.flows.measures.paths import follow, straightness
 from workbench.rollout import advance
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE = torch.empty(0)
 RUNS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def learn(target, objective="flow-matching", *, steps=1500, lr=4e-3, width=64, source=None, start=None, **options):

@@ -12,14 +12,11 @@ from workbench.flows.fields import FunctionField
 from workbench.problems.densities import Density
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUPLINGS = [row.name for row in wb.catalogue("couplings")]
 EXACT = torch.empty(0, dtype=torch.float64)
 MATCHED = ["minibatch-ot", "stable-matching", "class-ot"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def values(coupling, **given):

@@ -14,6 +14,8 @@ from workbench.flows.posteriors import joint_posterior
 from workbench.problems.densities import Mixture
 from workbench.tree import same_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INTERPOLANTS = [row.name for row in wb.catalogue("interpolants")]
 ROUND = Mixture([[0.0, 1.0], [2.0, -1.0]], [0.7, 0.4], [2, 1])
 LONG = Mixture(
@@ -33,11 +35,6 @@ SETTINGS = {
     "five coordinates": (Mixture.normal(5), wb.make("high-dimensional-mixture", dim=5)),
 }
 over_settings = pytest.mark.parametrize("setting", SETTINGS)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def exact(*shape, dtype=torch.float64):

@@ -9,10 +9,7 @@ import workbench as wb
 from workbench.flows.fields import Prediction
 from workbench.flows.interpolants import KINDS
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 HERE = "tests/flows/test_interpolants.py"

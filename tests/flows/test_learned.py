@@ -12,12 +12,9 @@ from tests.flows.test_claims import learn, straight, w2s
 from workbench.flows.objectives import Batch, Setting
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def squared(residual):

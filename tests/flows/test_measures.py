@@ -15,10 +15,7 @@ from workbench.flows.measures import Paths
 from workbench.problems.densities import Mixture
 from workbench.tree import same_bits
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 EXACT = torch.empty(0, dtype=torch.float64)

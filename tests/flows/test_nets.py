@@ -7,12 +7,9 @@ import workbench as wb
 from workbench.flows.nets import Nets
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def test_each_net_is_the_model_alone_on_its_own_part_of_the_vector():

@@ -16,6 +16,8 @@ from workbench.rollout import advance
 from workbench.routine import Key
 from workbench.tree import same_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
 POINTS = torch.tensor([[1.5, 0.2], [-0.7, 1.1], [-0.9, -1.3], [0.4, -0.6], [1.0, 1.0]], dtype=torch.float64)
 PATHS = [row.name for row in wb.catalogue("interpolants")]
@@ -28,11 +30,6 @@ REGRESSIONS = [
     "stochastic-interpolant",
     "weighted-elbo",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def squared(residual):

@@ -13,12 +13,9 @@ from workbench.flows.measures.reference import solve_to
 from workbench.flows.objectives import Batch, Setting
 from workbench.routine import Key
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def asked(objective, n=64):

@@ -15,13 +15,10 @@ from workbench.problems.densities import Mixture
 from workbench.routine import Key
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
 POINTS = torch.tensor([[1.5, 0.2], [-0.7, 1.1], [-0.9, -1.3], [0.4, -0.6], [1.0, 1.0]], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def noise(dim=2, extra=64.0):

@@ -18,12 +18,9 @@ from workbench.flows.measures.reference import solve_to
 from workbench.routine import Key
 from workbench.samplers.exponential import first_order, level
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def test_one_step_between_any_two_times_is_exact():

@@ -8,12 +8,9 @@ from tests.flows.test_claims import drawn, first_flow, learn, w2
 from tests.flows.test_perflow import asked
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def test_windows_are_the_steps_of_the_bellman_grid():

@@ -10,6 +10,8 @@ from scipy.stats import multivariate_normal
 import workbench as wb
 from workbench.problems.densities import Density, Mixture, from_points
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = torch.empty(0, dtype=torch.float64)
 DENSITIES = {row.name: row.make for row in wb.catalogue("densities")}
 MIXTURES = [name for name, make in DENSITIES.items() if issubclass(make, Mixture)]
@@ -18,11 +20,6 @@ CORRELATED = Mixture(
     [[[1.0, 0.6], [0.6, 0.8]], [[0.3, -0.1], [-0.1, 0.5]], [[0.2, 0.0], [0.0, 2.0]]],
     [3, 1, 2],
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def draw(density, n, seed=0):

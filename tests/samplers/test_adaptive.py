@@ -9,13 +9,10 @@ import torchdiffeq
 import workbench as wb
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TWINS = {"dormand-prince": scipy.integrate.RK45, "bogacki-shampine": scipy.integrate.RK23}
 STARTS = torch.tensor([[0.2, 0.7], [0.9, -0.4], [-2.5, 1.6], [3.0, 3.0]], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def pulled(x, t):

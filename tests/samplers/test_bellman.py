@@ -10,10 +10,7 @@ from scipy.optimize import linear_sum_assignment
 import workbench as wb
 from workbench.samplers.bellman import BellmanGrid, cheapest, jump_costs
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def total(cost, stops):

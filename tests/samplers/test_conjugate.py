@@ -6,26 +6,14 @@ import torch
 from scipy.integrate import quad
 
 import workbench as wb
+from tests.samplers.cases import TARGET, double, normal
 from workbench.flows.fields import exact_field
-from workbench.problems.densities import Mixture
 from workbench.samplers.solve import solve
 
-TARGET = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATH = wb.make("variance-preserving", beta_max=6.0)
 FIELD = exact_field(TARGET, PATH)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def normal(n=16):
-    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("lam", [-1.5, -0.2, 0.7])

@@ -8,13 +8,10 @@ import workbench as wb
 from workbench.routine import Key
 from workbench.samplers.brownian import Brownian
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE = torch.empty(0, dtype=torch.float64)
 SAMPLES = 2000
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def sliced(x, y):

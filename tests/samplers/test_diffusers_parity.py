@@ -22,6 +22,7 @@ from workbench.rollout import advance
 # 2026-11-25: diffusers 0.42 gives tensors to np.array and np.log; these go when torch.Tensor follows NumPy 2,
 # https://github.com/pytorch/pytorch/issues/136264 and https://github.com/pytorch/pytorch/issues/180657
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context and return_scalar"),
 ]
@@ -32,11 +33,6 @@ UNEVEN = [0.06, 0.13, 0.27, 0.35, 0.52, 0.6, 0.79, 0.86, 0.93]
 EVEN = [0.1 + 0.1 * i for i in range(9)]
 TO_DATA = [*UNEVEN, 1.0]
 EXACT, SINGLE = {"rtol": 0, "atol": 1e-12}, {"rtol": 0, "atol": 3e-6}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,14 @@ import torch
 from scipy.integrate import solve_ivp
 
 import workbench as wb
+from tests.samplers.cases import TARGET, double, normal
 from workbench.flows.fields import exact_field
 from workbench.problems.densities import Mixture
 from workbench.rollout import advance
 from workbench.samplers.exponential import phi, taylor
 from workbench.samplers.unipc import UniPC
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DETERMINISTIC = [
     "ddim",
@@ -42,21 +45,6 @@ DETERMINISTIC = [
     "unipc-3",
 ]
 NOISY = ["ddim-eta", "ddpm", "edm-churn", "sde-dpm-solver-pp-2m"]
-TARGET = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-@functools.cache
-def normal(n=16, seed=0):
-    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def sample(field, solver, times, start, hyper=None, reverse=False, extra=0):

@@ -1,39 +1,18 @@
 """Solvers distilled into few steps: nearer to the fine solution, plain without strength, as good on new noise."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
 
 import workbench as wb
-from workbench.problems.densities import Mixture
+from tests.samplers.cases import TARGET, error, fine
 from workbench.samplers.exponential import level, moment, span
 from workbench.samplers.fitting import Paths, least_squares
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASE = {"distilled-ddim": "ddim", "distilled-dpm-solver-pp-2m": "dpm-solver-pp-2m"}
-TARGET = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-@functools.cache
-def fine(path, n=400, seed=3):
-    """(field, starts, where the flow takes them)."""
-    field = wb.exact_field(TARGET, path)
-    noise = torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    start = field.interpolant.spread(torch.tensor(field.interpolant.ends[0])) * noise
-    return field, start, solve(field, "rk4", x=start, steps=1000)
-
-
-def error(solver, path, steps, hyper=None):
-    """Root mean square distance to where the flow takes the same starts."""
-    field, start, aim = fine(path)
-    return float((solve(field, solver, x=start, steps=steps, hyper=hyper) - aim).square().sum(-1).mean().sqrt())
 
 
 @pytest.mark.parametrize("name", BASE)

@@ -7,6 +7,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import workbench as wb
+from tests.samplers.cases import double, normal
 from workbench.flows.fields import FunctionField, exact_field
 from workbench.problems.densities import Mixture
 from workbench.samplers.dpm_v3 import DEGREE, DPMSolverV3, Statistics, measure, reach
@@ -18,22 +19,10 @@ FIELD = exact_field(TARGET, PATH)
 UNEVEN = [0.06, 0.13, 0.27, 0.35, 0.52, 0.6, 0.79, 0.86, 0.93]
 # as in test_diffusers_parity.py
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context and return_scalar"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def normal(n=16, seed=0):
-    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("kind", ["dpmsolver++", "dpmsolver"])

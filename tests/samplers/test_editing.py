@@ -10,10 +10,7 @@ from workbench.problems.densities import Mixture
 from workbench.routine import Key
 from workbench.samplers.editing import CycleSDE, record_noises
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 TIMES = torch.linspace(0.2, 0.99, 41, dtype=torch.float64)

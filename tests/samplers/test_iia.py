@@ -4,17 +4,14 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.samplers.test_distilled import TARGET, error, fine
+from tests.samplers.cases import TARGET, error, fine
 from workbench.samplers.exponential import first_order, level
 from workbench.samplers.iia import sum_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BASE = {"ddim": "ddim", "edm": "edm-heun"}
 STAGES = {"ddim": 1, "edm": 2}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def times(*values):

@@ -8,30 +8,19 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.samplers.cases import TARGET, double, normal
 from workbench.flows.fields import FunctionField, exact_field
 from workbench.flows.interpolants import Interpolant
 from workbench.problems.densities import Mixture
 from workbench.samplers.solve import solve
 
-TARGET = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATH = wb.make("variance-preserving", beta_max=6.0)
 FIELD = exact_field(TARGET, PATH)
 PLAIN = {"hb-plms": "ipndm", "ghvb": "ipndm", "hb-dpm-solver-pp-2m": "dpm-solver-pp-2m"}
 UNEVEN = [0.0, 0.1, 0.15, 0.3, 0.5, 0.6, 0.8, 0.95]
 EVEN = [0.1 + 0.1 * i for i in range(8)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def normal(n=16):
-    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 # ------------------------------------------------------------------------------------------------- written out

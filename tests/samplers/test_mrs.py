@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
+from tests.samplers.cases import TARGET, double, normal
 from workbench.flows.fields import FunctionField, exact_field
 from workbench.flows.measures.distances import w2
 from workbench.problems.densities import Mixture
@@ -14,26 +15,14 @@ from workbench.rollout import advance
 from workbench.samplers.mrs import MeanReverting, mean_reverting
 from workbench.samplers.solve import solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEAN = [2.0, -1.5]
-TARGET = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
 TURNED = Mixture([[1.5, 0.0], [-1.0, 0.8]], [[[0.5, 0.2], [0.2, 0.3]], [[0.2, 0.0], [0.0, 0.6]]])
 PATH = wb.make("variance-preserving", beta_max=6.0)
 FIELD = mean_reverting(TARGET, MEAN, PATH)
 ODE, SDE = ["mrs-1", "mrs-2"], ["sde-mrs-1", "sde-mrs-2"]
 TIMES = [0.0, 0.1, 0.15, 0.4, 0.6, 0.9]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
-
-
-def normal(n=16, seed=0):
-    return torch.randn(n, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 # ------------------------------------------------------------------------------------------------- the field

@@ -12,17 +12,14 @@ from workbench.samplers.multistep import adams_weights
 from workbench.samplers.solve import solve
 from workbench.samplers.tableaus import Tableau
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIXED = [row for row in wb.catalogue("solvers") if row.kind == "ode" and not row.make.adaptive]
 ORDERS = {
     "euler": 1, "midpoint": 2, "heun": 2, "ralston": 2, "rk3": 3, "rk4": 4, "implicit-midpoint": 2,
     "adams-bashforth-2": 2, "adams-bashforth-3": 3, "adams-bashforth-4": 4,
     "splitting-euler": 1, "splitting-verlet": 2, "constant-acceleration": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 def turning(x, t):

@@ -11,10 +11,7 @@ import torch
 import workbench as wb
 from workbench.tree import leaves, same_bits
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sampling(solver="heun", **options):

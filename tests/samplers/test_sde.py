@@ -15,12 +15,9 @@ from workbench.samplers.brownian import Brownian
 from workbench.samplers.explicit import Explicit, Tableau
 from workbench.samplers.stochastic import FORMS, forgotten, form_of, forward_rate, transition
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIKE = torch.empty(0, dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 # ------------------------------------------------------------- equations with solutions on the same path, up to t = 1

@@ -8,24 +8,18 @@ import torch
 from scipy.integrate import solve_ivp
 
 import workbench as wb
+from tests.samplers.cases import TARGET, double
 from workbench.flows.measures.distances import w2
 from workbench.flows.phase import CriticallyDamped, PhaseField
 from workbench.problems.densities import Mixture
 from workbench.samplers.solve import solve
 
-ROUND = Mixture([[1.5, 0.0], [-1.0, 0.8], [0.0, -1.2]], [0.5, 0.4, 0.6], [1, 2, 1.5])
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROUND = TARGET
 TURNED = Mixture([[1.5, 0.0], [-1.0, 0.8]], [[[0.5, 0.2], [0.2, 0.3]], [[0.2, 0.0], [0.0, 0.6]]], [1, 3])
 SMOOTH = CriticallyDamped(beta=4.0, nu=4.0, kappa=0.5)
 NAMES = ["splitting-euler", "splitting-verlet"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
-
-
-def double(value):
-    return torch.as_tensor(value, dtype=torch.float64)
 
 
 def normal(n=16, dim=4, seed=0):

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.samplers.test_distilled import TARGET, error, fine
+from tests.samplers.cases import TARGET, error, fine
 from workbench.samplers.solve import solve
 from workbench.samplers.unified import RULES, Unified, search
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KNOWN = {
     "ddim": ("data", 1, False),
@@ -17,11 +19,6 @@ KNOWN = {
     "unipc-2": ("data", 2, True),
     "unipc-3": ("data", 3, True),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", KNOWN)

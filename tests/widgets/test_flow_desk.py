@@ -16,12 +16,9 @@ from widgets.apps.flow import LABELS, FlowDesk, drawn, resampled
 from widgets.player import Images, encode_frame, encode_scene
 from workbench.tree import same_bits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"width": "24", "depth": "1", "batch": "32"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

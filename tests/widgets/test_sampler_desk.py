@@ -14,10 +14,7 @@ from widgets.player import Images, Points, encode_frame, encode_scene
 from workbench.flows.store import shipped
 from workbench.tree import same_bits
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(_fixed_numerics):
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

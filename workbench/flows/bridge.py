@@ -24,6 +24,7 @@ class BrownianBridge(Stochastic):
 
     name = "brownian-bridge"
     title = "Brownian bridge"
+    evidence = ""  # no entry of the catalogue: points of other fields are no pairs, and its rates are infinite
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

@@ -57,7 +57,7 @@ class PiecewiseReflow(FlowObjective):
         return max(1, round(self.steps / self.windows))
 
     def check(self, path: Interpolant) -> None:
-        if (path.name, path.settings) != (self.teacher.name, self.teacher.settings):
+        if path.recipe() != self.teacher.recipe():
             raise ValueError(f"expected the teacher's path, {self.teacher.recipe()}, got {path.recipe()}")
 
     def draw(self, key, batch):
@@ -83,11 +83,7 @@ class PiecewiseReflow(FlowObjective):
         return Question(x, batch.t, setting.weight(batch.t), (slope,))
 
     def recipe(self):
-        if self.given is None:
-            return super().recipe()
-        changed = {name: value for name, value in self.settings.items() if value != self.hypers[name].default}
-        parts = [repr(self.name), f"field={self.given.recipe()}", *(f"{name}={v!r}" for name, v in changed.items())]
-        return f"wb.make({', '.join(parts)})"
+        return self.made_with(**({} if self.given is None else {"field": self.given.recipe()}))
 
     def setup(self) -> str:
         """Python lines that an exported script needs before the recipe."""

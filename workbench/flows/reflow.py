@@ -109,10 +109,8 @@ class Reflow(Coupling):
     def recipe(self):
         if self.field is None and self.solver.name == "heun":
             return super().recipe()
-        given = {name: value for name, value in self.settings.items() if value != self.hypers[name].default}
-        parts = [repr(self.name), *([] if self.field is None else [f"field={self.field.recipe()}"])]
-        parts += [f"solver={self.solver.recipe()}", *(f"{name}={value!r}" for name, value in given.items())]
-        return f"wb.make({', '.join(parts)})"
+        given = {} if self.field is None else {"field": self.field.recipe()}
+        return self.made_with(**given, solver=self.solver.recipe())
 
     def setup(self):
         return "" if self.field is None else self.field.setup()

@@ -235,8 +235,7 @@ class AdaptiveTimes(LogSnrTimes):
         return (share * ((place >= 0) & (place < width))).sum(-1) / width
 
     def recipe(self):
-        parts = [repr(self.name), f"heights={self.heights.tolist()!r}", f"reach={self.reach!r}"]
-        return super().recipe() if len(self.heights) == 1 else f"wb.make({', '.join(parts)})"
+        return self.made_with(**({} if len(self.heights) == 1 else {"heights": repr(self.heights.tolist())}))
 
 
 def normal_quantile(u: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from workbench.flows.fields import Prediction
 from workbench.samplers.base import Solver, Step
-from workbench.samplers.exponential import Level, first_order, level, unit_normal
+from workbench.samplers.exponential import Level, first_order, inside, level, unit_normal
 
 
 class AcceleratedDDIM(Solver):
@@ -49,7 +49,7 @@ class AcceleratedDDIM(Solver):
         change = slope - (b / 2).exp() * score(field(size(before) * y, last), before)
         far, back = -torch.expm1(a), -torch.expm1(b)
         moved = (-a / 2).exp() * (point + far / 2 * slope + far.square() / (4 * back) * change)
-        defined = torch.isfinite(before.lam + here.lam + there.lam) & (b != 0)
+        defined = inside(before, here, there) & (b != 0)
         return Step(torch.where(defined, size(there) * moved, new), end, (t,), {})
 
 

@@ -43,7 +43,7 @@ class BellmanGrid(Grid):
     def __init__(self, field: Field | None = None, *, fine: int = 64, samples: int = 128) -> None:
         super().__init__()
         self.field, self.fine, self.samples = field, whole("fine", fine, 1), whole("samples", samples, 1)
-        self._costs: dict[tuple, NDArray[np.float64]] = {}
+        self._costs: dict[str, NDArray[np.float64]] = {}
 
     def times(self, path, steps, hyper, like):
         if steps > self.fine:
@@ -54,16 +54,15 @@ class BellmanGrid(Grid):
 
     def costs(self, path: Interpolant) -> NDArray[np.float64]:
         """c between any two fine times, (fine + 1, fine + 1); inf backwards. Worked out once a path."""
-        key = (path.name, *path.settings.values())
+        key = path.recipe()
         if key not in self._costs:
             self._costs[key] = jump_costs(self.field or exact_field("eight-gaussians", path), self.fine, self.samples)
         return self._costs[key]
 
     def recipe(self):
-        given = [] if self.field is None else [f"field={self.field.recipe()}"]
-        given += [f"fine={self.fine}"] if self.fine != 64 else []
-        given += [f"samples={self.samples}"] if self.samples != 128 else []
-        return f"wb.make({', '.join([repr(self.name), *given])})" if given else repr(self.name)
+        given = {} if self.field is None else {"field": self.field.recipe()}
+        given |= {"fine": repr(self.fine)} if self.fine != 64 else {}
+        return self.made_with(**given, **({"samples": repr(self.samples)} if self.samples != 128 else {}))
 
 
 def jump_costs(field: Field, fine: int, samples: int) -> NDArray[np.float64]:

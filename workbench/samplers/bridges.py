@@ -20,7 +20,7 @@ from workbench.flows.interpolants import Interpolant
 from workbench.routine import Hyper
 from workbench.samplers.base import Evaluate, Solver, Step, column
 from workbench.samplers.ddim import fresh_share
-from workbench.samplers.exponential import Level, Past, finite, level, moment, span, taylor, unit_normal
+from workbench.samplers.exponential import Level, Past, finite, integral, level, moment, span, unit_normal
 from workbench.samplers.stochastic import generative
 
 SOURCE = "Zheng, He, Chen, Bao & Zhu 2025, arXiv:2405.15885"
@@ -134,9 +134,8 @@ class DBIM2(Solver):
         here, there = bridge_level(path, t), bridge_level(path, end)
         seen, h = look(field, path, x, t, here), span(here, there)
         new = first_step(path, seen, here, there, 0.0, noise)
-        slopes = taylor([here.lam, *state.clock], [seen.data, *state.values])
-        for k, slope in enumerate(slopes, 1):
-            new = new + there.alpha * moment(k, h, "data") * slope
+        clock, values = [here.lam, *state.clock], [seen.data, *state.values]
+        new = new + there.alpha * integral(h, clock, values, "data", moment(1, h, "data"))
         return Step(placed(path, new, seen.start, there), end, state.then(seen.data, here.lam), {})
 
 

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.flows.interpolants import Interpolant
 from workbench.routine import Hyper
 from workbench.samplers.base import Solver, Step
-from workbench.samplers.exponential import Level, first_order, level
+from workbench.samplers.exponential import Level, first_order, gauss_legendre, level
 
 NODES = 16
 """Of the Gauss–Legendre rule for the integral of a step."""
@@ -51,7 +50,7 @@ class ConjugateEuler(Solver):
 
 def mean_rho(path: Interpolant, here: Level, there: Level, lam: Tensor) -> Tensor:
     """The mean over the step of e^(lam (t_end - t)) ρ(t)."""
-    nodes, weights = (torch.as_tensor(part).to(here.t) for part in np.polynomial.legendre.leggauss(NODES))
-    t = (here.t + there.t) / 2 + nodes / 2 * (there.t - here.t)
+    nodes, weights = gauss_legendre(NODES, here.t)
+    t = here.t + nodes * (there.t - here.t)
     values = (lam * (there.t - t)).exp() * path.spread(t) / path.alpha(t)
-    return (weights / 2 * values).sum(-1, keepdim=True)
+    return (weights * values).sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ from workbench.flows.fields import Field, exact_field
 from workbench.flows.interpolants import Interpolant
 from workbench.routine import Hyper, Key, whole
 from workbench.samplers.base import Solver, Step
-from workbench.samplers.exponential import Past, finite, first_order, level, taylor
+from workbench.samplers.exponential import Past, finite, first_order, gauss_legendre, level, taylor
 
 FAR = 7.0
 """Statistics are known where |λ| is at most this, and the path's ends allow; steps from or to beyond are DDIM's."""
@@ -24,7 +24,7 @@ SPECIAL = {"data": (1.0, 0.0, 0.0), "noise": (0.0, -1.0, 0.0)}
 """l, s and b with which g is minus the data or the noise prediction."""
 
 
-class Fitted(NamedTuple):
+class Kept(NamedTuple):
     """`series`: of l, s and b, (runs, 1, DEGREE + 1, 3 dim). `u`: x / alpha where the last step began. `past`: f."""
 
     series: Tensor
@@ -84,22 +84,21 @@ class DPMSolverV3(Solver):
     def init(self, field, x, t, end):
         series = self.series(self.field or field, field.interpolant, x.shape[-1]).to(x)
         series = series.expand(len(x), 1, *series.shape).contiguous()
-        return Fitted(series, torch.zeros_like(x), Past.nothing(4, x, t))
+        return Kept(series, torch.zeros_like(x), Past.nothing(4, x, t))
 
     def series(self, field: Field, path: Interpolant, dim: int) -> Tensor:
         """Those of l, s and b, (DEGREE + 1, 3 dim) in float64; measured once a path and target."""
         target = field.target
         if target is None:
             return special("data", dim)
-        key = (path.name, *path.settings.values(), id(target))
+        key = path.recipe(), id(target)
         if key not in self._measured:  # with the target, so that its id stays its own
             self._measured[key] = target, measure(self.field or exact_field(target, path), self.samples)
         return self._measured[key][1]
 
     def recipe(self):
-        given = [] if self.field is None else [f"field={self.field.recipe()}"]
-        given += [f"samples={self.samples}"] if self.samples != 64 else []
-        return f"wb.make({', '.join([repr(self.name), *given])})" if given else repr(self.name)
+        given = {} if self.field is None else {"field": self.field.recipe()}
+        return self.made_with(**given, **({"samples": repr(self.samples)} if self.samples != 64 else {}))
 
     def step(self, field, path, x, t, end, state, hyper, noise):
         here, there = level(path, t), level(path, end)
@@ -114,9 +113,7 @@ class DPMSolverV3(Solver):
             right = self.corrected(known, u, state.u, past, p)
         moved = there.alpha * known.advance(right, past.clock[:p], past.values[:p], there.lam)
         inner = torch.isfinite(now + known.inside(there.lam))
-        return Step(
-            torch.where(inner, moved, first_order(prediction, there)), end, Fitted(state.series, right, past), {}
-        )
+        return Step(torch.where(inner, moved, first_order(prediction, there)), end, Kept(state.series, right, past), {})
 
     def corrected(self, known: "Statistics", u: Tensor, before: Tensor, past: Past, p: int) -> Tensor:
         """x / alpha now, by the step before made again with as many points as it had, f here in place of the oldest."""
@@ -161,7 +158,7 @@ class Statistics:
         for time, f in zip(clock[1:], values[1:], strict=True):
             fall = (sums[1] - self.sums(time)[1]).exp()
             g.append(fall * f - self.bias(start, sums[1], finite(time - start)))
-        nodes, weights = (torch.as_tensor(part).to(u) for part in RULE)
+        nodes, weights = gauss_legendre(NODES, u)
         tau = nodes * h
         inner = self.sums(start + tau)
         growth = (inner[0] + inner[1] - (sums[0] + sums[1]).unsqueeze(-2)).exp() * (weights * h).unsqueeze(-1)
@@ -172,15 +169,13 @@ class Statistics:
 
     def bias(self, start: Tensor, s: Tensor, tau: Tensor) -> Tensor:
         """∫ e^-(S - S_s) b from s on over tau (runs, 1, n); shapes as of `at`."""
-        nodes, weights = (torch.as_tensor(part).to(s) for part in RULE)
+        nodes, weights = gauss_legendre(NODES, s)
         lam = start + (tau.unsqueeze(-1) * nodes).flatten(-2)
         rate = (s.unsqueeze(-2) - self.sums(lam)[1]).exp() * self.at(lam)[2]
         rate = rate.unflatten(-2, (-1, NODES)) * (tau.unsqueeze(-1) * weights).unsqueeze(-1)
         return rate.sum(-2).squeeze(-2)
 
 
-RULE = [part / 2 + half for part, half in zip(np.polynomial.legendre.leggauss(NODES), (1 / 2, 0), strict=True)]
-"""Nodes and weights on (0, 1)."""
 INTEGRAL = np.stack([np.polynomial.chebyshev.chebint(row) for row in np.eye(DEGREE + 1)], 1)
 """From a series to that of its integral, in units of half the range of λ."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from workbench.flows.interpolants import Interpolant
 from workbench.routine import Hyper
 from workbench.samplers.base import Evaluate, Solver, Step
-from workbench.samplers.exponential import finite, first_order, level, unit_normal
+from workbench.samplers.exponential import finite, first_order, inside, level, unit_normal
 
 MOST_CHURN = math.sqrt(2) - 1
 
@@ -77,5 +77,4 @@ def heun(field: Evaluate, path: Interpolant, x: Tensor, t: Tensor, end: Tensor) 
     prediction = field(x, t)
     euler = first_order(prediction, there)
     change = field(euler, end).noise - prediction.noise
-    both = torch.isfinite(here.lam) & torch.isfinite(there.lam)
-    return torch.where(both, euler + there.alpha * (there.rho - here.rho) / 2 * change, euler)
+    return torch.where(inside(here, there), euler + there.alpha * (there.rho - here.rho) / 2 * change, euler)

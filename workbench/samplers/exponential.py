@@ -14,11 +14,14 @@ The first two terms are the DDIM step: finite even from λ = -∞ (alpha = 0) an
 alone cannot tell data at alpha = 0: its samples start later.
 """
 
+import functools
 import math
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from workbench.flows.fields import Prediction
@@ -61,6 +64,11 @@ def span(here: Level, there: Level) -> Tensor:
 def finite(x: Tensor) -> Tensor:
     """x, or 0 where it is infinite or no number."""
     return torch.where(torch.isfinite(x), x, 0)
+
+
+def inside(*levels: Level) -> Tensor:
+    """Whether there are both data and noise at every level: otherwise λ is infinite."""
+    return torch.isfinite(sum(at.lam for at in levels))  # type: ignore[arg-type]
 
 
 def inverse(gap: Tensor) -> Tensor:
@@ -117,6 +125,26 @@ def taylor(clock: list[Tensor], values: list[Tensor]) -> list[Tensor]:
         middle = [low + back * high for low, high in pairwise(powers)]
         powers = [newton[k] + back * powers[0], *middle, powers[-1]]
     return powers
+
+
+def integral(h: Tensor, clock: list[Tensor], values: list[Tensor], form: str, alone: Tensor) -> Tensor:
+    """Σ_k J_k c_k after h from clock[0] on, of the polynomial through the values; `alone` is J_1 of a single slope."""
+    total = torch.zeros_like(values[0])
+    for k, slope in enumerate(taylor(clock, values), 1):
+        total = total + (slope_moment(h, clock, form, alone) if k == 1 else moment(k, h, form)) * slope
+    return total
+
+
+def gauss_legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights (n,) of the rule for ∫ from 0 to 1."""
+    nodes, weights = _gauss_legendre(n)
+    return torch.as_tensor(nodes).to(like), torch.as_tensor(weights).to(like)
+
+
+@functools.cache
+def _gauss_legendre(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return (nodes + 1) / 2, weights / 2
 
 
 class Past(NamedTuple):

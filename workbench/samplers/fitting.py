@@ -79,25 +79,23 @@ class Fitted(Solver):
         if field is not None and field.interpolant is None:
             raise ValueError(f"expected a field with an interpolant to fit {self.title} on, got a plain velocity")
         self.field, self.samples = field, whole("samples", samples, 2)
-        self._paths: dict[tuple, Paths] = {}
+        self._paths: dict[str, Paths] = {}
 
     def paths(self, path: Interpolant) -> Paths:
         """Calibration paths on an interpolant; followed once."""
-        key = path.name, *path.settings.values()
-        if self.field is not None and key != (self.field.interpolant.name, *self.field.interpolant.settings.values()):
+        key = path.recipe()
+        if self.field is not None and key != self.field.interpolant.recipe():
             raise ValueError(
                 f"expected to sample through a field on the path that {self.title} was fitted on, "
-                f"{self.field.interpolant.recipe()}, got {path.recipe()}"
+                f"{self.field.interpolant.recipe()}, got {key}"
             )
         if key not in self._paths:
             self._paths[key] = Paths(self.field or exact_field("eight-gaussians", path), self.samples)
         return self._paths[key]
 
     def recipe(self):
-        given = [] if self.field is None else [f"field={self.field.recipe()}"]
-        given += [f"samples={self.samples}"] if self.samples != 64 else []
-        given += [f"{name}={value!r}" for name, value in self.settings.items() if value != self.hypers[name].default]
-        return f"wb.make({', '.join([repr(self.name), *given])})" if given else super().recipe()
+        given = {} if self.field is None else {"field": self.field.recipe()}
+        return self.made_with(**given, **({"samples": repr(self.samples)} if self.samples != 64 else {}))
 
 
 def least_squares(missed: Tensor, directions: Sequence[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.samplers.base import Step
-from workbench.samplers.exponential import Level, first_order, level
+from workbench.samplers.exponential import first_order, inside, level
 from workbench.samplers.fitting import Fitted, least_squares
 
 
@@ -54,7 +54,7 @@ class IIADDIM(Fitted):
         old = paths.ask(torch.where(known, before, t)).noise
         directions = [prediction.noise, torch.where(known.unsqueeze(-1), prediction.noise - old, 0)]
         found = least_squares(paths.at(end) - first_order(prediction, there), directions)
-        return [torch.where(_inside(here, there), weight, 0) for weight in found]
+        return [torch.where(inside(here, there), weight, 0) for weight in found]
 
 
 class IIAEDM(Fitted):
@@ -79,7 +79,7 @@ class IIAEDM(Fitted):
         euler = first_order(prediction, there)
         directions = [prediction.noise, field(euler, end).noise - prediction.noise]
         whole = sum_of(self.weights(path, t, end), directions, x)
-        return Step(torch.where(_inside(here, there), euler + whole, euler), end, (), {})
+        return Step(torch.where(inside(here, there), euler + whole, euler), end, (), {})
 
     def weights(self, path: Any, t: Tensor, end: Tensor) -> list[Tensor]:
         """alpha_t δ_0, and alpha_t (δ_1 + (rho_t - rho_s) / 2), what Heun's method adds to Euler's included."""
@@ -88,7 +88,7 @@ class IIAEDM(Fitted):
         prediction = paths.ask(t)
         euler = first_order(prediction, there)
         change = paths.ask(end, euler).noise - prediction.noise
-        half = torch.where(_inside(here, there), there.alpha * (there.rho - here.rho) / 2, 0)
+        half = torch.where(inside(here, there), there.alpha * (there.rho - here.rho) / 2, 0)
         first, second = least_squares(paths.at(end) - euler - half * change, [prediction.noise, change])
         return [first, second + half]
 
@@ -97,8 +97,3 @@ def sum_of(weights: list[Tensor], directions: list[Tensor], like: Tensor) -> Ten
     """Σ weight · direction in the dtype of the points."""
     first, second = (weight.to(like.dtype) * direction for weight, direction in zip(weights, directions, strict=True))
     return first + second
-
-
-def _inside(here: Level, there: Level) -> Tensor:
-    """Whether there are data and noise at both ends of a step."""
-    return torch.isfinite(here.lam) & torch.isfinite(there.lam)

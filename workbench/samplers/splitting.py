@@ -47,7 +47,7 @@ class Splitting(Solver):
         return position + h * parted(field, halfway, momentum, middle)[0]
 
     def recipe(self) -> str:
-        return super().recipe() if self.process is None else f"wb.make({self.name!r}, process=process)"
+        return self.made_with(**({} if self.process is None else {"process": "process"}))
 
 
 def parted(field: Evaluate, position: Tensor, momentum: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench.flows.fields import Field, Prediction
 from workbench.samplers.base import Solver, Step
-from workbench.samplers.exponential import Level, Past, finite, level, moment, scale, slope_moment, span, taylor
+from workbench.samplers.exponential import Level, Past, finite, inside, integral, level, moment, scale, span
 from workbench.samplers.fitting import Paths
 from workbench.samplers.solve import solve
 
@@ -110,11 +110,11 @@ class Unified(Solver):
             (latest, *values), (now, *clock) = past
             among = Past((latest, prediction[kind], *values), (now, here.lam, *clock))
             made.append(base + stretch(kind, last, here, state.right - state.x, among, order + 1))
-        good = (again == 1) & known.unsqueeze(-1) & torch.isfinite(here.lam - last.lam)
+        good = (again == 1) & known.unsqueeze(-1) & inside(here, last)
         return torch.where(good, torch.where(form == 0, made[0], made[1]), x)
 
     def recipe(self):
-        return super().recipe() if self.schedule == FOUND else f"wb.make({self.name!r}, schedule={self.schedule!r})"
+        return self.made_with(**({} if self.schedule == FOUND else {"schedule": repr(self.schedule)}))
 
 
 def stretch(form: str, here: Level, there: Level, off: Tensor, past: Past, order: Tensor) -> Tensor:
@@ -122,15 +122,11 @@ def stretch(form: str, here: Level, there: Level, off: Tensor, past: Past, order
 
     off: how far its start is from where the latest predictions were made.
     """
-    h, values = span(here, there), list(past.values)
+    h = span(here, there)
     clock = [past.clock[0], *(torch.where(order > j, at, torch.inf) for j, at in enumerate(past.clock[1:], 1))]
     alone = moment(0, h, form) * h / 2
     ratio = there.sigma / here.sigma if form == "data" else there.alpha / here.alpha
-    total = finite(ratio) * off
-    for j, slope in enumerate(taylor(clock, values), 1):
-        weight = slope_moment(h, clock, form, alone) if j == 1 else moment(j, h, form)
-        total = total + scale(there, form) * weight * slope
-    return total
+    return finite(ratio) * off + scale(there, form) * integral(h, clock, list(past.values), form, alone)
 
 
 def features(schedule: Sequence[Rule]) -> NDArray[np.float64]:

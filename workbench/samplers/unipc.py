@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.routine import Hyper
 from workbench.samplers.base import Solver, Step
-from workbench.samplers.exponential import Past, finite, first_order, level, moment, slope_moment, span, taylor
+from workbench.samplers.exponential import Past, finite, first_order, integral, level, moment, span
 
 
 class Corrigible(NamedTuple):
@@ -57,12 +57,8 @@ class UniPC(Solver):
 
     def change(self, h: Tensor, clock: list[Tensor], values: list[Tensor], hyper: Any) -> Tensor:
         """Σ_k J_k c_k after h from clock[0] on, of the polynomial through the values."""
-        total = torch.zeros_like(values[0])
         alone = h / 2 * (h if hyper["variant"] == "bh1" else moment(0, h, "data"))
-        for k, slope in enumerate(taylor(clock, values), 1):
-            weight = slope_moment(h, clock, "data", alone) if k == 1 else moment(k, h, "data")
-            total = total + weight * slope
-        return total
+        return integral(h, clock, values, "data", alone)
 
 
 class UniP3(UniPC):
