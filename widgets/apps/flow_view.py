@@ -1,7 +1,6 @@
 """The page of the Flow app: source and target, settings side by side, sliders, flow time, measures, loss."""
 
 import html
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,8 @@ from widgets.apps.flow_measures import AGAIN, MEANING
 from widgets.apps.flow_picture import SHOWN
 from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, TIP, Shell
-from widgets.apps.training_view import SEED, TABLE, _named, _weakly
+from widgets.apps.tables import TABLE, heads, row
+from widgets.apps.training_view import SEED, _named, _weakly
 from widgets.sliders import HyperControl
 from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
@@ -30,6 +30,7 @@ WORDS = {
     "premetric": "Premetric",
     "optimizer": "Optimizer",
 }
+NONE = "not finite"
 BATCH = wb.Hyper(256, 1, 8192, "integer", (16, 1024), name="batch", unit="pairs", doc="Pairs in a step's gradient.")
 ABOUT = """
 **The picture.** Every panel is one setting. Grey: samples of the target. Colour: 2,000 particles that start at the same
@@ -313,13 +314,14 @@ class FlowShell(Shell):
         """The measures as a table, each explained by its tooltip."""
         desk = self.desk
         steps, values = desk.measures.arrays(desk.session)
-        heads = "".join(f"<th title='{html.escape(why)}' tabindex=0>{name}</th>" for name, why in MEANING.values())
         rows = []
         for words, old in desk.measures.before:
-            rows += [_row(f"{words}: {LABELS[i]}", row, "opacity:.6") for i, row in enumerate(old)]
+            faint = "opacity:.6"
+            rows += [row(f"{words}: {LABELS[i]}", found, MEANING, NONE, faint) for i, found in enumerate(old)]
         if len(steps):
             for i, (title, colour) in enumerate(zip(desk.titles(), self._colours(), strict=False)):
-                rows.append(_row(f"<span style='color:{colour}'>●</span> {html.escape(title)}", values[-1, i], ""))
+                name = f"<span style='color:{colour}'>●</span> {html.escape(title)}"
+                rows.append(row(name, values[-1, i], MEANING, NONE))
         floor = desk.measures.floor(desk.session)
         why = f"W₂ of fresh samples of the target, mean of {AGAIN} sets: what no flow goes below but by luck"
         foot = f"<tr title='{why}' style='opacity:.6'><td>target against itself</td><td>{floor:.3g}</td></tr>"
@@ -327,7 +329,8 @@ class FlowShell(Shell):
         cost = f"{1000 * desk.measures.cost:.0f} ms a measurement"
         caption = f"<caption>{at}, {cost}. Hover a number for its meaning.</caption>"
         body = "".join(rows) + foot
-        return f"<table class='plain'>{caption}<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        head = f"<thead><tr><th></th>{heads(MEANING)}</tr></thead>"
+        return f"<table class='plain'>{caption}{head}<tbody>{body}</tbody></table>"
 
 
 _WIDE: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
@@ -336,10 +339,3 @@ _WIDE: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
 def folded(title: str, inside: list) -> Any:
     """Controls under a heading that opens them."""
     return pmui.Card(*inside, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))
-
-
-def _row(title: str, row: Any, style: str) -> str:
-    whys = [html.escape(why, quote=True) for _, why in MEANING.values()]
-    words = [f"{v:.3g}" if math.isfinite(v) else "not finite" for v in row]
-    cells = "".join(f'<td title="{why}">{word}</td>' for word, why in zip(words, whys, strict=True))
-    return f"<tr style='{style}'><td style='text-align:left'>{title}</td>{cells}</tr>"

@@ -2,7 +2,6 @@
 
 import functools
 import html
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from widgets.apps.sampler import EXACT, MOST, OWN, SAVED, SHIPPED, SamplerDesk
 from widgets.apps.sampler_measures import MEANING
 from widgets.apps.sampler_picture import SHOWN, PlanePicture
 from widgets.apps.shell import FIELD, TIP, Shell
-from widgets.apps.training_view import SEED, TABLE, _named, _weakly
+from widgets.apps.tables import TABLE, heads, row
+from widgets.apps.training_view import SEED, _named, _weakly
 from widgets.sliders import HyperControl
 
 BUDGETS = (4, 8, 16, 32)
@@ -247,18 +247,14 @@ class SamplerShell(Shell):
         """The measures as a table, each explained by its tooltip."""
         desk = self.desk
         step, rows = desk.measures.newest(desk.session)
-        heads = "".join(f"<th title='{html.escape(why)}' tabindex=0>{name}</th>" for name, why in MEANING.values())
         lines = []
-        for i, (label, row) in enumerate(zip(desk.parts, rows, strict=False)):
+        for i, (label, found) in enumerate(zip(desk.parts, rows, strict=False)):
             title = f"<span style='color:{self._colours()[i % 7]}'>●</span> {html.escape(desk.title_of(label))}"
-            words = [f"{v:.3g}" if math.isfinite(v) else "–" for v in row]
-            whys = [html.escape(why, quote=True) for _, why in MEANING.values()]
-            cells = "".join(f'<td title="{why}">{word}</td>' for word, why in zip(words, whys, strict=True))
-            lines.append(f"<tr><td style='text-align:left'>{title}</td>{cells}</tr>")
+            lines.append(row(title, found, MEANING, "–"))
         caption = (
             f"<caption>at step {step}, {1000 * desk.measures.cost:.0f} ms. Hover a number for its meaning.</caption>"
         )
-        head = f"<thead><tr><th></th>{heads}</tr></thead>"
+        head = f"<thead><tr><th></th>{heads(MEANING)}</tr></thead>"
         return f"<table class='plain'>{caption}{head}<tbody>{''.join(lines)}</tbody></table>"
 
     def _draw_errors(self) -> None:

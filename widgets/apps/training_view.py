@@ -15,6 +15,7 @@ from widgets import palette
 from widgets.apps.curves import curves
 from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, Shell
+from widgets.apps.tables import TABLE
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
 from widgets.sliders import HyperControl
@@ -25,12 +26,6 @@ SLOW_SECONDS = 0.5
 """Mistakes and confusion are drawn at most twice a second while a run plays."""
 SEED = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
 MUTED = {"light": "#8a949e", "dark": "#6f7983"}
-TABLE = """
-table.plain { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 12px; width: 100%; }
-table.plain th, table.plain td { padding: 3px 4px; text-align: right; border-bottom: 1px solid rgba(128,128,128,.25); }
-table.plain th { font-weight: 600; } table.grid td, table.grid th { padding: 4px 2px; text-align: center; }
-table.plain caption { text-align: left; padding: 4px 0; opacity: .8; }
-"""
 ABOUT = """
 **The picture.** Every mark is one held-out sample, which the model never trains on. With three classes or more each
 class has a corner on the circle and a sample stands at Σ p(class) · corner, p being the softmax of the model's outputs:
