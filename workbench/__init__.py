@@ -4,6 +4,7 @@ import workbench as wb
 record = wb.rollout(wb.descent("rosenbrock", "adam"), 500, hyper={"lr": [1e-3, 1e-2, 1e-1]})
 """
 
+from workbench import landscapes
 from workbench.catalogue import catalogue, make
 from workbench.descent import descent
 from workbench.flows import measures
@@ -49,6 +50,7 @@ __all__ = [
     "exact_field",
     "flow_training",
     "from_points",
+    "landscapes",
     "load_data",
     "load_field",
     "make",
