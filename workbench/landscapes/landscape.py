@@ -137,6 +137,8 @@ class ModelLandscape(Landscape):
         if self.loss_given == "cross_entropy":
             aims = targets.expand(outputs.shape[:2])
             return F.cross_entropy(outputs.transpose(1, 2), aims, reduction="none")
+        if self.loss_given == "squared":
+            return (outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)).square().sum(2) / 2
         if self.loss_given == "mse":
             return (outputs - targets).square().flatten(2).mean(2)
         one = torch.func.vmap(lambda out, aim: self.loss(out[None, None], aim[None])[0], in_dims=(0, 0))

@@ -46,6 +46,25 @@ def mse_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return rest.square().flatten(1).mean(1), rest * (2 / rest[0].numel())
 
 
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ |outputs - one-hot target|², mean over the batch, per run: (runs, batch, classes), (batch,) to (runs,).
+
+    Squared error for classes, with which the edge of stability is clearest. Source: Cohen et al. 2021,
+    arXiv:2103.00065, section 3.
+    """
+    return _from_one_hot(outputs, targets).square().sum(2).mean(1) / 2
+
+
+def squared_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and (outputs - one-hot target) / batch."""
+    rest = _from_one_hot(outputs, targets)
+    return rest.square().sum(2).mean(1) / 2, rest / outputs.shape[1]
+
+
+def _from_one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)
+
+
 def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.shape[-outputs.ndim + 1 :] != outputs.shape[1:]:
         shapes = tuple(outputs.shape[1:]), tuple(targets.shape)
@@ -53,8 +72,10 @@ def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs - targets
 
 
-LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
-SLOPES: Mapping[str, Slope] = {"cross_entropy": cross_entropy_slope, "mse": mse_slope}
+LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse, "squared": squared}
+SLOPES: Mapping[str, Slope] = {"cross_entropy": cross_entropy_slope, "mse": mse_slope, "squared": squared_slope}
+OF_CLASSES = ("cross_entropy", "squared")
+"""Losses whose targets are classes; those of the others are values."""
 
 
 def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
