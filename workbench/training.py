@@ -260,7 +260,8 @@ def training(
 
     Args:
         model: a catalogue name ("mlp", "linear"), a `Model`, or your own `nn.Module` (its weights are the start).
-        loss: "cross_entropy", "squared" (½ |outputs - one-hot|²), "mse" (of values), or a callable loss(outputs, targets) -> one number, the mean over the batch.
+        loss: "cross_entropy", "squared" (½ |outputs - one-hot|²), "mse" (of values), or a callable
+            loss(outputs, targets) -> one number, the mean over the batch.
         data: a catalogue name ("digits"), a `Dataset` of it, a `Data`, or a tuple (x, y) or (x, y, x_test, y_test)
             of arrays.
         optimizer: a catalogue name, an `Optimizer`, or a subclass of `torch.optim.Optimizer`.

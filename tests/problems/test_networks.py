@@ -393,7 +393,7 @@ def test_a_loss_that_gives_no_number_is_refused_in_a_sentence(loss, words, runs)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "crossentropy"}, "expected a loss to be one of cross_entropy, mse; got 'crossentropy'"),
+        ({"loss": "crossentropy"}, "expected a loss to be one of cross_entropy, mse, squared; got 'crossentropy'"),
         ({"loss": "mse"}, "expected data with values for mse, got classes"),
         ({"data": "diabetes"}, "expected data with classes for cross_entropy, got values in 'diabetes'; use 'mse'"),
         ({"data": "digit"}, "Did you mean 'digits'"),

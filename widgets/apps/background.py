@@ -11,7 +11,7 @@ from typing import Any
 from widgets.apps.making import Cancelled
 
 REST = 1.0
-"""While others need the time, so long a rest after each piece, in lengths of that piece: at most half of a core goes."""
+"""While others need the time: a rest after each piece, in lengths of that piece, so that at most half a core goes."""
 LONGEST_REST = 0.25
 TELL_SECONDS = 0.2
 
