@@ -63,8 +63,8 @@ def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str,
     """Orders of the hidden units of b that bring its activations near those of a on the landscape's samples.
 
     For each hidden layer argmin_π Σ over samples ‖z_a - π(z_b)‖², a linear assignment over the products z_a z_bᵀ, where
-    z is what the next layer reads (positions of a picture count as samples). Layers are matched each on its own. Units that are zero
-    on all samples (dead ones) cannot be told apart.
+    z is what the next layer reads (positions of a picture count as samples). Layers are matched each on its own.
+    Units that are zero on all samples (dead ones) cannot be told apart.
 
     Args:
         a, b: points, (parameters,), of the workbench's MLP or a sequential module: those that `unit_spec` derives.
