@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import workbench as wb
 from workbench.landscapes import landscape
 from workbench.landscapes.alignment import activation_matching, weight_matching
 from workbench.landscapes.units import permute, unit_spec
@@ -136,7 +135,7 @@ def test_a_spec_by_hand_is_tried():
     made = landscape(Residual(), "cross_entropy", samples(), dtype=torch.float64)
     with pytest.raises(ValueError, match=r"nn.Sequential.*Residual"):
         unit_spec(made)
-    rows = {name: ("u",) for name in ("up.bias", "mid.bias")}
+    rows = dict.fromkeys(("up.bias", "mid.bias"), ("u",))
     spec = rows | {"up.weight": ("u", None), "mid.weight": ("u", "u"), "down.weight": (None, "u")}
     order = Key(0).permutation(5)
     moved = permute(made, made.start, {"u": order}, spec)

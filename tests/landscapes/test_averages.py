@@ -1,7 +1,9 @@
 """Averages equal their running forms; the Fisher diagonal its definition; merging does what the paper's sum says."""
 
-import numpy as np
+import dataclasses
+
 import pytest
+import scipy.optimize
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 import workbench as wb
 from workbench.landscapes import landscape
 from workbench.landscapes.averages import ema, fisher, fisher_average, power_ema, swa
+from workbench.problems.data import Digits
 from workbench.routine import Key
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -40,21 +43,20 @@ def test_ema_equals_the_running_one(length):
 
 @pytest.mark.parametrize("width", [0.05, 0.15, 0.25])
 def test_power_ema_equals_the_running_one_and_has_its_width(width):
-    count = 20000
-    weights = power_ema(torch.eye(60, dtype=torch.float64), width)
-    steps = torch.arange(1, count + 1, dtype=torch.float64)
-    # Steps as points: the average of steps and of their squares give mean and spread of the weights themselves.
-    mean, squares = power_ema(torch.stack([steps, steps**2], 1), width, list(range(1, count + 1)))
-    assert ((squares - mean**2).sqrt() / count).item() == pytest.approx(width, rel=1e-3)
-    gamma = (1 / (1 - mean.item() / count)) - 2  # the mean of the density is (γ + 1) / (γ + 2)
+    gamma = scipy.optimize.brentq(lambda g: (g + 1) / ((g + 2) ** 2 * (g + 3)) - width**2, 0, 100, xtol=1e-14)
     x = walk()
     m = torch.zeros_like(x[0])
     for t in range(1, len(x)):
         beta = (1 - 1 / t) ** (gamma + 1)
         m = beta * m + (1 - beta) * x[t]
-    torch.testing.assert_close(power_ema(x, width), m, rtol=0.01, atol=0.01)
-    torch.testing.assert_close((weights[:, None, None] * x).sum(0), power_ema(x, width))
-    assert weights[0] == 0
+    torch.testing.assert_close(power_ema(x, width), m, rtol=1e-10, atol=1e-10)
+    # Steps as points: the averages of steps and of their squares give the spread of the weights themselves.
+    steps = torch.arange(20001, dtype=torch.float64)
+    mean, squares = power_ema(torch.stack([steps, steps**2], 1), width)
+    assert ((squares - mean**2).sqrt() / 20000).item() == pytest.approx(width, rel=1e-3)
+    for wrong in (0, 0.3):
+        with pytest.raises(ValueError, match="expected width"):
+            power_ema(x, wrong)
 
 
 @pytest.mark.parametrize("average", [lambda x, steps: ema(x, 7, steps), lambda x, steps: power_ema(x, 0.1, steps)])
@@ -129,3 +131,41 @@ def test_the_fisher_average_minimises_two_quadratics_jointly():
     torch.testing.assert_close(fisher_average(at, h, share)[2], swa(at, share)[2])
     with pytest.raises(ValueError, match="0 or more"):
         fisher_average(at, -h)
+
+
+def test_fisher_merging_beats_plain_averaging_of_networks_tuned_on_disjoint_classes():
+    """Ten seeds: a short training on all digits, then one network on 0 to 4 and one on 5 to 9; held-out accuracy.
+
+    Measured: 0.83 (labels of the model) and 0.84 (of the data) against 0.80, each at its best λ, in 10 of 10 seeds.
+    """
+    data, model, seeds = Digits().load(), wb.make("mlp", width=32), tuple(range(10))
+    every = wb.training(model, "cross_entropy", data, "adam")
+    with wb.Session(every, seed=seeds, hyper={"lr": 1e-3}) as session:
+        session.step(20)
+        start = session.state.x
+    heldout, tuned, fishers = landscape(every, part="heldout"), [], {"model": [], "data": []}
+    for low in (0, 5):
+        kept = [(y >= low) & (y < low + 5) for y in (data.y, data.y_test)]
+        half = dataclasses.replace(
+            data, x=data.x[kept[0]], y=data.y[kept[0]], x_test=data.x_test[kept[1]], y_test=data.y_test[kept[1]]
+        )
+        routine = wb.training(model, "cross_entropy", half, "adam")
+        with wb.Session(routine, seed=seeds, start=start, hyper={"lr": 1e-3}) as session:
+            session.step(60)
+            tuned.append(session.state.x)
+        for labels, found in fishers.items():
+            found.append(torch.stack([fisher(landscape(routine), x, labels=labels).value for x in tuned[-1]]))
+
+    def best(merge):
+        """Accuracy of each seed at the best λ of nine."""
+        merged = [merge([1 - w / 10, w / 10]) for w in range(1, 10)]
+        right = [(heldout.outputs(x).argmax(-1) == heldout.targets).float().mean(1) for x in merged]
+        return torch.stack(right).amax(0)
+
+    pairs = torch.stack(tuned, 1)
+    plain = best(lambda share: torch.stack([swa(pair, share) for pair in pairs]))
+    for found in fishers.values():
+        each = torch.stack(found, 1)
+        merged = best(lambda share, f=each: torch.stack(list(map(fisher_average, pairs, f, [share] * 10))))
+        assert (merged > plain).sum() >= 8
+        assert (merged - plain).mean() > 0.015

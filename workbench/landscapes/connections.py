@@ -205,7 +205,7 @@ def barrier(landscape: Landscape, path: Path, points: int = 51, *, watch: Watch 
     loss is no mean over samples.
 
     Source: Frankle et al. 2020, arXiv:1912.05671, and with the line between the ends Entezari et al. 2022,
-    arXiv:2110.06296, definition 2.
+    arXiv:2110.06296.
     """
     return _barrier(*_losses(landscape, path, points, watch))[0]
 
