@@ -82,7 +82,7 @@ def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str,
 
 def _assign(products: Tensor) -> Tensor:
     """The order o that maximises Σ_j products[j, o[j]]."""
-    order = linear_sum_assignment(products.detach().double().cpu().numpy(), maximize=True)[1]
+    order = linear_sum_assignment(products.detach().cpu().double().numpy(), maximize=True)[1]
     return torch.from_numpy(order).to(products.device)
 
 

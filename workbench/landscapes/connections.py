@@ -162,7 +162,7 @@ def _gradient(landscape: Landscape, x: Tensor, key: Key, size: int) -> Tensor:
 
 
 def along(landscape: Landscape, path: Path, points: int = 51, *, watch: Watch | None = None) -> xr.Dataset:
-    """The loss along a path, at equal steps of t.
+    """The loss along a path, at equal steps of t. Untrained state (batch-norm means) is the landscape's all the way.
 
     Args:
         points: values of t, at least 2.

@@ -57,8 +57,8 @@ def dropout_stability(
         spec: as in `unit_spec`, which derives it.
         watch: told the share of draws done, after each; what it raises ends the work.
 
-    Source: Shevchenko & Mondelli 2020, arXiv:1912.10095: there for one fixed half, and one layer after the other in deep
-    networks. Their claim, that the change falls with width, is for output weights of size 1/width (mean-field scaling).
+    Source: Shevchenko & Mondelli 2020, arXiv:1912.10095: there for one fixed half, in deep networks one layer after the
+    other. Their claim, that the change falls with width, is for output weights of size 1/width (mean-field scaling).
     Measured on digits, one hidden layer of 32 to 2,048 units: it falls about as 1/width in that scaling, at a constant
     training loss; also with the usual initialisation, there together with the training loss.
     """
@@ -137,8 +137,9 @@ def _incoming(landscape: Landscape, spec: Spec, chosen: Mapping[str, Tensor], x:
     parts = []
     for name, block in zip(landscape.names, landscape.space.blocks(x), strict=True):
         mask = torch.zeros_like(block, dtype=torch.bool)
-        if spec[name] and spec[name][0] in chosen:
-            mask = mask | _spread(chosen[spec[name][0]], 0, block, len(spec[name]))
+        order = spec[name][0] if spec[name] else None
+        if order is not None and order in chosen:
+            mask = mask | _spread(chosen[order], 0, block, len(spec[name]))
         parts.append(mask.flatten())
     return torch.cat(parts)
 
