@@ -122,6 +122,16 @@ def test_a_convolutions_activations_are_what_the_next_layer_reads():
     assert all(torch.equal(found[name], order) for name, order in inverse(shuffled(made)).items())
 
 
+def test_units_on_the_last_axis_of_sequences():
+    """Linear layers on samples × 10 positions × features: positions count as samples."""
+    x, y = torch.randn(20, 10, 4, dtype=torch.float64), torch.randn(20, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    made = landscape(net, lambda out, _: out.square().mean(), (x, y, x[:3], y[:3]), dtype=torch.float64)
+    b = permute(made, made.start, shuffled(made))
+    for match in (weight_matching, activation_matching):
+        assert torch.equal(permute(made, b, match(made, made.start, b)), made.start)
+
+
 def test_a_spec_by_hand_is_tried():
     class Residual(nn.Module):
         def __init__(self):
