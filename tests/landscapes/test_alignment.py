@@ -177,3 +177,6 @@ def test_matching_can_be_stopped():
 
     with pytest.raises(KeyboardInterrupt):
         weight_matching(made, made.start, made.start, watch=stop)
+    seen = []
+    weight_matching(made, made.start, made.start, sweeps=4, watch=seen.append)
+    assert seen == [0, 1]
