@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from workbench.landscapes.landscape import Landscape
@@ -87,6 +86,8 @@ def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str,
 
 def _assign(products: Tensor) -> Tensor:
     """The order o that maximises Σ_j products[j, o[j]]."""
+    from scipy.optimize import linear_sum_assignment  # here, so that the library starts without it
+
     order = linear_sum_assignment(products.detach().cpu().double().numpy(), maximize=True)[1]
     return torch.from_numpy(order).to(products.device)
 
