@@ -3,12 +3,10 @@
 What the page shows of it is in `landscape_view`, the picture in `landscape_picture`, curvature in `landscape_measures`.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +37,7 @@ PLANES = {
     "none": "Random, as drawn, around A",
 }
 PARTS = {"train": "training samples", "heldout": "held-out samples", "all": "all samples"}
-FINEST = (13, 25, 51, 101)
+FINEST = (13, 25, 51, 97)
 """Points a side of the finest picture."""
 SLICE, SPECTRUM, BETWEEN = "the slice", "the spectrum", "the paths between"
 PROBES, LANCZOS = 6, 48
@@ -341,7 +339,8 @@ def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
     """A plane of a kind for paths so far; while there are none, a random one around the start."""
     a = scene.start
     if kind == "paths" and track.moved:
-        return turned_like(landscapes.pca_plane(track.points), before)
+        plane = landscapes.pca_plane(track.points)
+        return plane if before is None else plane.turned_like(before)
     if kind == "ends" and len(track.points) > 1 and track.moved:
         return landscapes.plane_through(track.points[0, 0], track.points[0, -1], track.points[1, -1])
     if kind == "sharpest":
@@ -350,20 +349,17 @@ def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
     return landscapes.random_plane(scene, a, normalise=kind if kind in ("layer", "none") else "filter")
 
 
-def turned_like(plane: Any, before: Any) -> Any:
-    """The plane with its axes the way round that an earlier one had them: a picture laid anew does not flip."""
-    if before is None or before.axes.shape != plane.axes.shape:
-        return plane
-    signs = torch.sign((plane.axes * before.axes).sum(1, keepdim=True))
-    return plane.with_axes(plane.axes * torch.where(signs == 0, 1.0, signs))
-
-
 def ways_between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:
     """(what it is, how it is made) of paths from a to b: straight, aligned where units can be permuted, curved."""
     yield "straight line", lambda: landscapes.line(a, b)
     if isinstance(scene.model, MLP):
-        yield "straight line after matching units", lambda: landscapes.line(a, landscapes.aligned(scene, a, b))
+        yield "straight line after matching units", lambda: landscapes.line(a, matched(scene, a, b))
     yield "trained curve (quadratic Bézier)", lambda: landscapes.bezier(scene, a, b, steps=150, watch=watch)
+
+
+def matched(scene: Any, a: Tensor, b: Tensor) -> Tensor:
+    """b with its hidden units in the order that matches a's: the same function."""
+    return landscapes.permute(scene, b, landscapes.weight_matching(scene, a, b))
 
 
 def _column(given: Any) -> dict[str, str]:

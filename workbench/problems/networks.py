@@ -142,6 +142,25 @@ class MLP(Model):
             h = linear(squash(h) if i else h, blocks[i], blocks[i + 1])
         return h.transpose(1, 2), {}
 
+    def answers(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """The outputs (runs, outputs, samples) of many points on the same inputs, without gradients: for slices.
+
+        The first layer is one product for all points; what lies between is written where the last call's was (`room`),
+        the outputs too: they hold until the next call.
+        """
+        squash, blocks, runs = INTO[self.activation], self.space.blocks(x), len(x)
+        h = inputs.mT
+        for i in range(0, len(blocks), 2):
+            weight, bias = blocks[i], blocks[i + 1].unsqueeze(-1)
+            z = room(f"answer {i}", (runs, weight.shape[1], h.shape[-1]), x)
+            if i:
+                torch.baddbmm(bias, weight, squash(h, h), out=z)
+            else:
+                torch.mm(weight.reshape(-1, weight.shape[-1]), h, out=z.view(-1, z.shape[-1]))
+                z += bias
+            h = z
+        return h
+
     def value_and_gradient(self, x, inputs, slope):
         """By the chain rule, from the last layer to the first: ∂W = d hᵀ, ∂b = Σ d, then d ← activation'(z) · Wᵀd.
 
