@@ -1,8 +1,8 @@
 """The shape of an optimizer's own way: how long it is, how it turns, where it points and how many directions it uses.
 
 Every function takes points (…, steps, parameters), accumulates in float64 and gives NaN where two points coincide and
-the number has no meaning. `geometry` is all of them as one record; `Geometry` (`live_geometry`) gives the same
-numbers from one point after another. All of them are of the points given: a way recorded every tenth step is another, shorter polyline.
+the number has no meaning. `geometry` is all of them as one record; `Geometry` (`live_geometry`) gives the same numbers
+from one point after another. All are of the points given: recorded every tenth step, a way is a shorter polyline.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +43,7 @@ def _points(points: Any, least: int = 1) -> Tensor:
 
 
 def size(a: Tensor) -> Tensor:
+    """Euclidean norm over the parameters."""
     return torch.linalg.vector_norm(a, dim=-1)
 
 
@@ -52,7 +53,7 @@ def ratio(a: Tensor, b: Tensor) -> Tensor:
 
 
 def angle(s: Tensor, r: Tensor) -> Tensor:
-    """The angle between two vectors, 2 atan2(|u − v|, |u + v|) of their directions (Kahan): exact for small ones too."""
+    """The angle between two vectors, 2 atan2(|u − v|, |u + v|) of their directions (Kahan): exact when small too."""
     u, v = ratio(s, size(s)[..., None]), ratio(r, size(r)[..., None])
     return 2 * torch.atan2(size(u - v), size(u + v))
 
@@ -163,6 +164,7 @@ def effective_dimension(points: Any) -> Tensor:
 
 
 def as_lags(lags: Sequence[int]) -> tuple[int, ...]:
+    """Lags as whole numbers from 1."""
     return tuple(whole("a lag", lag, 1) for lag in lags)
 
 
@@ -216,6 +218,7 @@ def geometry(
 
 
 def as_record(arrays: Mapping[str, np.ndarray], steps: Sequence[int], lags: Sequence[int], dim: int) -> xr.Dataset:
+    """Arrays (runs, steps) and the like, labelled."""
     kept = np.asarray(steps)
     if kept.shape != arrays["length"].shape[1:]:
         raise ValueError(f"expected a step number for each of {arrays['length'].shape[1]} points, got {kept.shape}")

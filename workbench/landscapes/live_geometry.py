@@ -1,6 +1,7 @@
 """The geometry of a way while it is walked: from one point after another, without keeping the way."""
 
 from collections import deque
+from collections.abc import Sequence
 
 import numpy as np
 import torch
