@@ -62,7 +62,7 @@ def detours(
     key: Key | None = None,
     shuffles: int = 199,
 ) -> xr.Dataset:
-    """Linear regression of convergence time on how often each run visits each state; detours have positive coefficients.
+    """Linear regression of convergence time on visits to each state; detours have positive coefficients.
 
     times ≈ a + Σ_k c_k n_k, n_k the recorded steps that a run is in state k, by least squares. The n_k of a run add up
     to its length, so only differences of the c_k mean something: theirs is the solution of least norm, Σ c_k = 0 over

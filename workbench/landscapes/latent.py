@@ -70,7 +70,7 @@ def _variance(values: Tensor) -> Tensor:
 WEIGHT_METRICS = Probe(
     "weight_metrics",
     {name: Variable((), words) for name, words in METRICS.items()},
-    lambda routine, state: measured(routine.space, state.x),
+    lambda routine, state: measured(routine.space, state.x),  # type: ignore[attr-defined]
     "Fourteen numbers that say how the weights are distributed; what latent states are found from.",
 )
 """For `rollout(…, probes=[WEIGHT_METRICS])`: the metrics at every recorded step, without keeping the weights."""
@@ -100,6 +100,13 @@ def weight_metrics(points: Any, space: Space, steps: Sequence[int] | None = None
 
 # --------------------------------------------------------------------------------------------- the hidden Markov model
 
+COUNTS = {
+    "bic": "Bayesian information criterion",
+    "log_likelihood": "log likelihood of all runs",
+    "converged": "whether the fit ended before its last iteration",
+}
+"""What is known of every number of states tried."""
+
 
 def segment(
     metrics: Any,
@@ -107,6 +114,7 @@ def segment(
     states: Sequence[int] = range(1, 8),
     key: Key | None = None,
     features: Sequence[str] | None = None,
+    each_run: bool = False,
     restarts: int = 3,
     iterations: int = 200,
     tolerance: float = 1e-2,
@@ -114,10 +122,11 @@ def segment(
 ) -> xr.Dataset:
     """Runs of training as paths through a few latent states: a Gaussian hidden Markov model, its size chosen by BIC.
 
-    Metrics are standardised over all runs and steps. For each number of states K the model (diagonal covariances) is
-    fitted by expectation maximisation from several starts, the best likelihood is kept, and of all K the one with the
-    smallest BIC = −2 log L + k log n, k = K² − 1 + 2 K · metrics, n = runs · steps. The path is Viterbi's. States are
-    numbered in the order of time: by the mean step at which runs are in them.
+    Metrics are standardised over all runs and steps, or over the steps of each run by itself (`each_run`: runs then
+    differ in when they change, not in level; so does the paper's code). For each number of states K the model, of
+    diagonal covariances, is fitted by expectation maximisation from several starts and the best likelihood L is kept;
+    of all K the one with the smallest BIC = −2 log L + k log n, k = K² − 1 + 2 K · metrics, n = runs · steps, is taken.
+    The path is Viterbi's. States are numbered in the order of time: by the mean step at which runs are in them.
 
     n counts all steps as if each said something new; training is smooth, so BIC leans to many states, and the largest
     number asked for often wins. The covariances have hmmlearn's weak prior, so L is of its maximum a posteriori.
@@ -144,7 +153,9 @@ def segment(
         words = "no value that is not finite" if not np.isfinite(values).all() else "at least one metric that varies"
         raise ValueError(f"expected {words}, got metrics {', '.join(names)}; leave out diverged runs and constants")
     values, names = values[..., varies], [name for name, kept in zip(names, varies, strict=True) if kept]
-    z = (values - values.mean((0, 1))) / values.std((0, 1))
+    over = 1 if each_run else (0, 1)
+    spread = values.std(over, keepdims=True)
+    z = (values - values.mean(over, keepdims=True)) / np.where(spread == 0, 1, spread)
     counts = [whole("a number of states", count, 1) for count in states]
     if not counts or max(counts) > z.shape[0] * z.shape[1]:
         raise ValueError(f"expected numbers of states from 1 to {z.shape[0] * z.shape[1]} points, got {counts}")
@@ -163,11 +174,11 @@ def segment(
     likelihoods = np.array([fit[1] for fit in tried])
     bic = -2 * likelihoods + free * np.log(z.shape[0] * z.shape[1])
     made = _decoded(tried[int(bic.argmin())][0], z, names, coords)
-    over = {"bic": bic, "log_likelihood": likelihoods, "converged": np.array([fit[2] for fit in tried])}
-    words = {"bic": "Bayesian information criterion", "log_likelihood": "log likelihood of all runs"}
-    made = made.assign({n: ("count", v, {"long_name": words.get(n, n), "units": "1"}) for n, v in over.items()})
+    tables = {"bic": bic, "log_likelihood": likelihoods, "converged": np.array([fit[2] for fit in tried])}
+    made = made.assign({name: ("count", v, {"long_name": COUNTS[name], "units": "1"}) for name, v in tables.items()})
     made = made.assign_coords(count=("count", counts, {"long_name": "number of states", "units": "1"}))
     said = {"made_by": "workbench.landscapes.segment", "seed": str(key.seed), "restarts": restarts}
+    said["standardised"] = "over each run" if each_run else "over all runs"
     return made.assign_attrs(**said, iterations=iterations, tolerance=tolerance)
 
 

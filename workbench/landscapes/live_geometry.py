@@ -21,6 +21,20 @@ class Geometry:
     in float64, on the device of the points. `effective_dimension` needs all pairs of points and is left out.
     """
 
+    start: Tensor
+    last: Tensor
+    before: Tensor
+    """The point before the last one."""
+    step: Tensor
+    """The last step, from `before` to `last`."""
+    length: Tensor
+    sums: dict[str, Tensor]
+    """Sums of directions, seen from the origin and from the start; `counts` says of how many."""
+    counts: dict[str, Tensor]
+    products: Tensor
+    """Σ s·r, Σ |s|², Σ |r|² of steps s and r that are a lag apart, (lags, 3, runs)."""
+    turn: dict[str, Tensor]
+
     def __init__(self, lags: Sequence[int] = LAGS) -> None:
         self.lags, self.steps = as_lags(lags), list[int]()
         self.rows: dict[str, list[Tensor]] = {}
