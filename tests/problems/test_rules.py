@@ -32,3 +32,15 @@ def test_modular_addition_holds_every_pair_once():
     assert sorted((7 * a + b).tolist()) == list(range(49))
     assert torch.equal(y, (a + b) % 7)
     assert data.outputs == 7
+
+
+def test_modular_addition_is_learnt_by_heart_first_and_grokked_later():
+    """All training pairs right while held-out ones are no better than chance; with weight decay those follow later."""
+    data = wb.make("modular-addition", holdout=0.25).load()
+    routine = wb.training(wb.make("mlp", width=128), "cross_entropy", data, "adamw", batch_size=len(data.x))
+    hyper = {"lr": 3e-3, "weight_decay": 1.0}
+    record = wb.rollout(routine, 1200, seed=[0, 1], hyper=hyper, probes=["train", "heldout"], every=50)
+    early = record.sel(step=250)
+    assert (early["train_accuracy"] == 1).all()
+    assert (early["heldout_accuracy"] < 0.15).all()
+    assert (record["heldout_accuracy"].isel(step=-1) > 0.4).all()

@@ -95,7 +95,7 @@ def segments(
         raise ValueError(f"expected a curve (run, step) of {total} runs, got {dict(curve.sizes)}")
     if times is not None and len(times) != total:
         raise ValueError(f"expected a time for each of {total} runs, got {len(times)}")
-    figure = blank(theme, title, notes, showlegend=True, uirevision="segments")
+    figure = blank(theme, title, notes, showlegend=True, uirevision="segments", legend={"traceorder": "normal"})
     axes = _panels(figure, [1.0] if curve is None else [1.0, 1.2], segmentation["step"])
     if curve is not None:
         heights = curve.transpose("run", "step").values.astype(np.float64)
