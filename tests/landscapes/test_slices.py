@@ -1,5 +1,7 @@
 """Slices are the loss at their points; planes hold what they say; a path on a plane is told from the true one."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -223,7 +225,7 @@ def test_levels_are_even_and_nested(points, sizes):
         assert level[0] == 0
         assert level[-1] == points - 1
         assert len(set(np.diff(level))) == 1
-    for coarse, fine in zip(found, found[1:], strict=False):
+    for coarse, fine in itertools.pairwise(found):
         assert set(coarse) <= set(fine)
 
 

@@ -83,7 +83,7 @@ class LandscapeDesk(Desk):
         self.spectra: dict[str, Any] = {}
         self.between: dict[str, Any] = {}
         self._seen: Any = None
-        self.background = Background(lambda *said: self.tell(*said), lambda: bool(self.lines) and self.session.playing)
+        self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
         try:
             super().__init__(runs=runs, query=query)
         except BaseException:

@@ -37,14 +37,14 @@ MEANING = {
     ),
     "edge": (
         "edge",
-        "Sharpness above which a step in that direction grows instead of shrinking: 2 (1 + momentum) / lr; for Adam and "
-        "AdamW (2 + 2 beta1) / ((1 − beta1) lr), of the sharpness after their scaling.",
+        "Sharpness above which a step in that direction grows instead of shrinking: 2 (1 + momentum) / lr; for Adam "
+        "and AdamW (2 + 2 beta1) / ((1 − beta1) lr), of the sharpness after their scaling.",
     ),
     "turned": ("scaled sharpness", "λ₁ of D^(−1/2) H D^(−1/2), D = √v̂ + eps: what Adam's own steps see."),
     "share": (
         "gradient in top 10",
-        "|P g|² / |g|²: the share of the gradient in the span of the Hessian's 10 top eigenvectors; a random span of 10 "
-        "holds 10 / parameters.",
+        "|P g|² / |g|²: the share of the gradient in the span of the Hessian's 10 top eigenvectors; a random span of "
+        "10 holds 10 / parameters.",
     ),
     "overlap": (
         "overlap",

@@ -37,11 +37,11 @@ samples). Under the picture stands how far each training is from the plane, as a
 middle. The tab *Path* puts the true loss beside the loss at the point of the plane below it: where the two part, the
 contours around the path do not tell its loss.
 
-**Planes.** *PCA*: the two directions in which the paths of all trainings vary most. *Ends*: through the common start and
-where A and B stand. *Sharpest*: the two top eigenvectors of the Hessian at A. *Random*: two normal directions around A,
-each filter (row of weights) or layer scaled to the norm that A's has, biases left as they are; or as drawn. One plane
-serves all trainings, so they can be compared. It is laid anew when a path leaves it, when a run comes to rest, and on
-demand; meanwhile it stays.
+**Planes.** *PCA*: the two directions in which the paths of all trainings vary most. *Ends*: through the common start
+and where A and B stand. *Sharpest*: the two top eigenvectors of the Hessian at A. *Random*: two normal directions
+around A, each filter (row of weights) or layer scaled to the norm that A's has, biases left as they are; or as drawn.
+One plane serves all trainings, so they can be compared. It is laid anew when a path leaves it, when a run comes to
+rest, and on demand; meanwhile it stays.
 
 **Curvature.** Sharpness is λ₁, the largest eigenvalue of the Hessian of the loss over all training samples. Dashed: the
 edge 2/lr above which a step along that direction overshoots and grows. With full batches, sharpness rises to it and
@@ -276,7 +276,8 @@ class LandscapeShell(Shell):
             bounds = (0.0, 1.0) if name == "share" else None
             pane.object = self._curves(series, title, cursor=cursor, log=log, bounds=bounds)
         spent = desk.curvature
-        words = f"measured in {1000 * spent.cost:.0f} ms at each marked step, {100 * min(1.0, spent.share):.0f} % of the time"
+        share = 100 * min(1.0, spent.share)
+        words = f"measured in {1000 * spent.cost:.0f} ms at each marked step, {share:.0f} % of the time"
         self.cost.object = f"<small>{words}; at most 20 % while it plays</small>"
         self.table.object = self._numbers(steps, rows)
 

@@ -69,7 +69,7 @@ def _whole(landscape: Landscape, x: Tensor, rows: int, look: Callable[[], None])
 
 
 def _mean(each: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, standard error of it) over the samples on the last axis; the spread is taken about the mean, so it is sharp."""
+    """(mean, its standard error) over the samples on the last axis, which is written over."""
     n = each.shape[-1]
     mean = each.mean(-1)
     if n < 2:

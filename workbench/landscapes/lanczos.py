@@ -10,7 +10,7 @@ from workbench.routine import Key
 
 
 class Eigenpairs(NamedTuple):
-    """values (k,) in falling order, vectors (k, parameters) of length 1, residuals (k,) = |A v - λ v|; `products` used."""
+    """values (k,) falling, vectors (k, parameters) of length 1, residuals (k,) = |A v - λ v|; `products` used."""
 
     values: Tensor
     vectors: Tensor
@@ -30,11 +30,13 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """The k largest eigenvalues and their vectors, by thick-restart Lanczos with full reorthogonalisation.
 
-    A Krylov space is built up to a few times k, its best k Ritz vectors are kept, and so on until every residual is at
-    most √tolerance |λ₁|: for a symmetric matrix the error of a value is about the residual's square over the gap.
-    `start`, eigenvectors of a matrix near this one, is what the space begins with.
+    A Krylov space is built up to a few times k, its best Ritz vectors are kept, and so on until every residual is at
+    most √tolerance λ: the error of a value is at most its residual, and about the residual's square over the gap.
+    `start`, eigenvectors of a matrix near this one, is what the space begins with; a few products from a random vector
+    beside them look for a direction that has overtaken them. Of an eigenvalue that occurs several times exactly,
+    fewer may be found.
 
-    Source: Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2) (thick restart); residual bound: Parlett 1980, ch. 11.
+    Source: Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2) (thick restart); Parlett 1980, chapter 11 (residuals).
 
     Args:
         start: (j, parameters) vectors to begin from; random when None.
@@ -50,41 +52,75 @@ def top_eigenpairs(
         raise ValueError(f"expected k from 1 to {n:,}, the number of parameters, got {k}")
     if largest not in ("value", "magnitude"):
         raise ValueError(f"expected largest to be 'value' or 'magnitude', got {largest!r}")
-    width, used = min(n, max(2 * k + 10, 20)), 0
     key = key or Key(0).stream("lanczos")
-    basis = operator.like.new_zeros((width + 1, n))
-    images = operator.like.new_zeros((width, n))
-    count, found = 0, None
-    fresh = list(_given(start, operator)) or [key.normal((n,), like=operator.like)]
-    attempt = 0
+    space = _Space(operator, min(n, max(2 * k + 10, 20)))
+    for vector in _given(start, operator):
+        space.add(vector)
+    least = space.count + min(n - space.count, SCOUTS + k // 2)
+    following = key.normal((n,), like=operator.like)
+    tries = 0
     while True:
-        while count < width and fresh:
-            vector = _orthogonal(fresh.pop(0), basis[:count])
-            if vector is None:
-                continue
-            basis[count] = vector
-            images[count] = _product(operator, vector)
-            used += 1
-            count += 1
-            if not fresh:
-                fresh = [images[count - 1]]
-        values, vectors, residuals, coefficients = _ritz(basis[:count], images[:count], min(k, count), largest)
-        scale = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)
-        found = Eigenpairs(values, vectors, residuals, used)
-        sound = count >= k and bool((residuals <= tolerance**0.5 * scale).all())
-        if count == n or (sound and used > k) or used >= most:
-            return found
-        if count < width:  # an invariant subspace: go on in a new direction
-            attempt += 1
-            fresh = [key.at(attempt).normal((n,), like=operator.like)]
+        if not space.add(following):  # an invariant subspace: go on in a new direction
+            tries += 1
+            space.add(key.at(tries).normal((n,), like=operator.like))
+        following = space.images[space.count - 1]
+        full = space.count == len(space.images)
+        if not full and (space.count < max(least, k) or (space.used - least) % max(1, k // 3)):
             continue
-        keep = min(count - 1, k + 5)
-        _, kept, _, coefficients = _ritz(basis[:count], images[:count], keep, largest)
-        rest = coefficients.T @ images[:count]
-        worst = rest - (kept * rest).sum(1, keepdim=True) * kept
-        basis[:keep], images[:keep], count = kept, rest, keep
-        order = worst[: min(k, keep)].norm(dim=1).argsort(descending=True)
-        fresh = [worst[int(order[0])]]
+        values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
+        sound = bool((residuals <= tolerance**0.5 * values.abs().clamp_min(1e-3 * values.abs().max())).all())
+        if space.count == n or (sound and space.count >= k) or space.used >= most:
+            return Eigenpairs(values, vectors, residuals, space.used)
+        if full:
+            space.restart(min(space.count - 1, k + 5), largest)
+            values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
+        if full or start is not None:
+            following = space.residual(int(residuals.argmax()), values, vectors, largest)
+
+
+SCOUTS = 4
+"""Products from a random vector before the residuals of vectors given beforehand are believed."""
+
+
+class _Space:
+    """An orthonormal basis (count, n) and its images under the operator."""
+
+    def __init__(self, operator: Operator, width: int) -> None:
+        self.operator, self.count, self.used = operator, 0, 0
+        self.basis = operator.like.new_zeros((width, operator.dim))
+        self.images = operator.like.new_zeros((width, operator.dim))
+
+    def add(self, vector: Tensor) -> bool:
+        """Take in the part of a vector outside the space; False when there is none, or no room."""
+        if self.count == len(self.basis):
+            return False
+        fresh = _orthogonal(vector, self.basis[: self.count])
+        if fresh is None:
+            return False
+        self.basis[self.count], self.images[self.count] = fresh, _product(self.operator, fresh)
+        self.count, self.used = self.count + 1, self.used + 1
+        return True
+
+    def ritz(self, k: int, largest: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(values, vectors, residuals, coefficients (count, k)) of the best k pairs."""
+        basis, images = self.basis[: self.count], self.images[: self.count]
+        projected = (basis @ images.T).double()
+        values, coefficients = torch.linalg.eigh((projected + projected.T) / 2)
+        order = (values if largest == "value" else values.abs()).argsort(descending=True)[:k]
+        values, coefficients = values[order].to(basis), coefficients[:, order].to(basis)
+        vectors = coefficients.T @ basis
+        residuals = torch.linalg.vector_norm(coefficients.T @ images - values.unsqueeze(1) * vectors, dim=1)
+        return values, vectors, residuals, coefficients
+
+    def residual(self, i: int, values: Tensor, vectors: Tensor, largest: str) -> Tensor:
+        """A vᵢ - λᵢ vᵢ of one of the best pairs: where the space has to grow."""
+        coefficients = self.ritz(len(values), largest)[3][:, i]
+        return coefficients @ self.images[: self.count] - values[i] * vectors[i]
+
+    def restart(self, keep: int, largest: str) -> None:
+        """Only the best Ritz vectors stay."""
+        _, vectors, _, coefficients = self.ritz(keep, largest)
+        self.basis[:keep], self.images[:keep], self.count = vectors, coefficients.T @ self.images[: self.count], keep
 
 
 def _given(start: Tensor | None, operator: Operator) -> Tensor:
@@ -111,17 +147,6 @@ def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor | None:
     vector = vector / length
     vector = vector - (basis @ vector) @ basis
     return vector / torch.linalg.vector_norm(vector)
-
-
-def _ritz(basis: Tensor, images: Tensor, k: int, largest: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(values, vectors, residuals, coefficients (count, k)) of the best k pairs within a basis (count, n)."""
-    projected = (basis @ images.T).double()
-    values, coefficients = torch.linalg.eigh((projected + projected.T) / 2)
-    order = (values if largest == "value" else values.abs()).argsort(descending=True)[:k]
-    values, coefficients = values[order].to(basis), coefficients[:, order].to(basis)
-    vectors = coefficients.T @ basis
-    residuals = torch.linalg.vector_norm(coefficients.T @ images - values.unsqueeze(1) * vectors, dim=1)
-    return values, vectors, residuals, coefficients
 
 
 def tridiagonal(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

@@ -82,8 +82,8 @@ def random_plane(
 
     "filter": every filter (row along the first axis of a weight block) is scaled to the norm of the center's own
     filter, blocks of one axis (biases) are 0: coordinate 1 moves every filter by its own size, so that pictures of
-    networks of different scales can be compared. "layer": every block is scaled to the center's block, blocks of one axis are 0.
-    "none": as drawn, scaled to the length of the center as a whole.
+    networks of different scales can be compared. "layer": every block is scaled to the center's block, blocks of one
+    axis are 0. "none": as drawn, scaled to the length of the center as a whole.
 
     Source: Li et al. 2018, arXiv:1712.09913, section 4; blocks of one axis are left out there too.
 
@@ -177,7 +177,7 @@ Span = tuple[float, float]
 
 
 def fit_span(plane: Plane, points: Tensor, margin: float = 0.15) -> tuple[Span, ...]:
-    """(low, high) along each axis that hold points (…, parameters), with a margin at every end, a share of the width."""
+    """(low, high) along each axis that hold points (…, parameters), and at each end a margin, a share of the width."""
     at = plane.coords(points.flatten(0, -2)).double()
     low, high = at.amin(0), at.amax(0)
     width = high - low

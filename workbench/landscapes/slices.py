@@ -153,9 +153,13 @@ def on_plane(
     columns = {"loss": true, "loss_error": error, "plane_loss": seen, "residual": plane.residual(flat)}
     columns |= {name: at[:, i] for i, name in enumerate(("a", "b")[: len(plane.axes)])}
     words = {
-        "loss": "true loss", "loss_error": "standard error of the true loss",
-        "plane_loss": "loss at the point of the plane", "residual": "distance from the plane", "a": "coordinate along the first axis", "b": "along the second axis",
-    }  # fmt: skip
+        "loss": "true loss",
+        "loss_error": "standard error of the true loss",
+        "plane_loss": "loss at the point of the plane",
+        "residual": "distance from the plane",
+        "a": "coordinate along the first axis",
+        "b": "coordinate along the second axis",
+    }
     variables = {
         name: (("run", "step"), column.reshape(runs, count).cpu().numpy(), {"long_name": words[name], "units": "1"})
         for name, column in columns.items()

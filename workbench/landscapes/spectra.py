@@ -41,12 +41,11 @@ def spectral_density(
     found = []
     for i in range(probes):
 
-        def own(vectors: torch.Tensor, i: int = i) -> torch.Tensor:
+        def own(vectors: torch.Tensor, i: int = i, began: int = operator.products) -> torch.Tensor:
             if watch is not None:
                 watch((i + min(1.0, (operator.products - began) / steps)) / probes)
             return operator(vectors)
 
-        began = operator.products
         start = key.at(i).normal((operator.dim,), like=operator.like)
         alpha, beta = tridiagonal(Operator(own, operator.like, operator.title), start, steps)
         found.append(_rule(alpha, beta, steps))
