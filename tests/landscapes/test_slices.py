@@ -186,6 +186,16 @@ def test_a_span_holds_the_points_with_a_margin():
 # ---- slices
 
 
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_of_an_mlp_too_whose_first_layer_is_combined(depth):
+    model = wb.make("mlp", width=6, depth=depth) if depth else "linear"
+    scene = landscape(model, "cross_entropy", samples(), dtype=torch.float64)
+    plane = random_plane(scene, normalise="none")
+    found = slice2d(scene, plane, span=((-1, 0.5), (-0.2, 2)), points=(4, 3))
+    at = torch.cartesian_prod(torch.tensor(found.b.values), torch.tensor(found.a.values)).flip(1)
+    np.testing.assert_allclose(found.loss.values.ravel(), scene(plane.points(at)), rtol=1e-12)
+
+
 def test_a_slice_is_the_loss_at_its_points(scene):
     plane = random_plane(scene)
     found = slice2d(scene, plane, span=((-1, 0.5), (-0.2, 2)), points=(4, 3))
@@ -208,8 +218,11 @@ def test_coarse_pictures_are_the_fine_one_at_fewer_points_and_nothing_is_done_tw
         return whole(x, rows)
 
     scene.each = each
-    found = list(coarse_to_fine(scene, plane, points=13))
+    shares = []
+    found = list(coarse_to_fine(scene, plane, points=13, watch=shares.append))
     assert [one.sizes["a"] for one in found] == [7, 13]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
     assert sum(counted) == 13 * 13
     fine = slice2d(scene, plane, points=13)
     np.testing.assert_allclose(found[-1].loss, fine.loss, rtol=1e-13)

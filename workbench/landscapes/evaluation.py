@@ -19,6 +19,34 @@ Points = Callable[[int, int], Tensor]
 """points(i, j): those from number i up to j, (j - i, parameters): all of them need not be in memory together."""
 
 
+class OnPlane:
+    """Points of a plane, made when they are asked for. Of an MLP the first layer is affine in the plane's coordinates:
+    it is made at the center and along the axes, and combined.
+
+    Args:
+        plane: a `Plane`.
+        coords: (n, axes).
+    """
+
+    def __init__(self, plane: Any, coords: Tensor) -> None:
+        self.plane, self.coords = plane, coords
+        self._parts: Tensor | None = None
+
+    def __call__(self, i: int, j: int) -> Tensor:
+        return self.plane.points(self.coords[i:j])
+
+    def each(self, landscape: ModelLandscape, i: int, j: int) -> Tensor:
+        """The loss of each sample at points i to j."""
+        model: Any = landscape.model
+        if self._parts is None:
+            ends = torch.cat([self.plane.center.unsqueeze(0), self.plane.axes])
+            self._parts = model.first_layer(ends, landscape.inputs)
+        at = self.coords[i:j].to(self._parts)
+        mix = torch.cat([torch.ones_like(at[:, :1]), at], 1)
+        outputs = model.answers(self(i, j), landscape.inputs, (mix, self._parts))
+        return landscape.sample_losses(outputs.transpose(1, 2), landscape.targets)
+
+
 def losses(
     landscape: Landscape,
     points: Tensor | Points,
@@ -42,7 +70,7 @@ def losses(
         points = lambda i, j: table[i:j]  # noqa: E731 - one line beside its one use
     if count is None:
         raise ValueError("expected count, how many points there are, beside a function that gives them")
-    at_once, rows_at_once = chunks(landscape, memory)
+    at_once, rows = chunks(landscape, memory)
     means = torch.full((count,), math.nan, dtype=landscape.start.dtype, device=landscape.start.device)
     errors = means.clone()
     with torch.no_grad():
@@ -50,22 +78,28 @@ def losses(
             if watch is not None:
                 watch(i / count)
             j = min(count, i + at_once)
-            part = _whole if not landscape.samples or rows_at_once >= landscape.samples else _in_pieces
-            means[i:j], errors[i:j] = part(landscape, points(i, j), rows_at_once, _inside(watch, i / count))
+            means[i:j], errors[i:j] = _some(landscape, points, i, j, rows, _inside(watch, i / count))
     if watch is not None:
         watch(1.0)
     return means, errors
 
 
+def _some(
+    landscape: Landscape, points: Points, i: int, j: int, rows: int, look: Callable[[], None]
+) -> tuple[Tensor, Tensor]:
+    """Points i to j, by the quickest way that there is for them."""
+    if not landscape.samples:
+        loss = landscape(points(i, j))
+        return loss, torch.full_like(loss, math.nan)
+    if rows < landscape.samples:
+        return _in_pieces(landscape, points(i, j), rows, look)
+    if isinstance(points, OnPlane) and isinstance(landscape, ModelLandscape) and isinstance(landscape.model, MLP):
+        return _mean(points.each(landscape, i, j))
+    return _mean(landscape.each(points(i, j)))
+
+
 def _inside(watch: Watch | None, share: float) -> Callable[[], None]:
     return lambda: None if watch is None else watch(share)
-
-
-def _whole(landscape: Landscape, x: Tensor, rows: int, look: Callable[[], None]) -> tuple[Tensor, Tensor]:
-    if not landscape.samples:
-        loss = landscape(x)
-        return loss, torch.full_like(loss, math.nan)
-    return _mean(landscape.each(x))
 
 
 def _mean(each: Tensor) -> tuple[Tensor, Tensor]:

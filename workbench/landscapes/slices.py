@@ -1,6 +1,7 @@
 """Slices: the loss on a line or a plane as a record, drawn at once or coarse to fine; and paths as seen on it."""
 
 import datetime
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.landscapes.evaluation import MEMORY, Watch, losses
+from workbench.landscapes.evaluation import MEMORY, OnPlane, Watch, losses
 from workbench.landscapes.landscape import Landscape
 from workbench.landscapes.planes import Plane, Span, random_plane
 from workbench.record import SCHEMA, versions
@@ -36,7 +37,7 @@ def slice1d(
     plane = plane or random_plane(landscape, dims=1)
     _check_axes(plane, 1)
     a = _grid("span", span, points)
-    mean, error = losses(landscape, plane.points(torch.from_numpy(a)[:, None]), watch=watch, memory=memory)
+    mean, error = losses(landscape, OnPlane(plane, torch.from_numpy(a)[:, None]), points, watch=watch, memory=memory)
     return _record(landscape, plane, {"a": a}, mean.cpu().numpy(), error.cpu().numpy())
 
 
@@ -90,10 +91,18 @@ def coarse_to_fine(
     for level in levels(points):
         wanted = np.zeros_like(known)
         wanted[np.ix_(level, level)] = True
-        _fill(landscape, plane, a, b, wanted & ~known, loss, error, watch, memory)
+        wanted &= ~known
+        begin, part = known.mean(), wanted.mean()
+        own = None if watch is None else functools.partial(_within, watch, begin, part)
+        _fill(landscape, plane, a, b, wanted, loss, error, own, memory)
         known |= wanted
         at = np.ix_(level, level)
         yield _record(landscape, plane, {"a": a[level], "b": b[level]}, loss[at], error[at])
+
+
+def _within(watch: Watch, begin: float, part: float, share: float) -> None:
+    """Tell the share of a part as one of the whole."""
+    watch(float(begin + part * share))
 
 
 def levels(points: int) -> list[np.ndarray]:
@@ -126,7 +135,7 @@ def _fill(
     """Compute the wanted points of a grid in place; points of one row of the grid lie together."""
     rows, columns = np.nonzero(wanted)
     coords = torch.from_numpy(np.stack([a[columns], b[rows]], 1))
-    mean, spread = losses(landscape, lambda i, j: plane.points(coords[i:j]), len(coords), watch=watch, memory=memory)
+    mean, spread = losses(landscape, OnPlane(plane, coords), len(coords), watch=watch, memory=memory)
     loss[rows, columns], error[rows, columns] = mean.cpu().numpy(), spread.cpu().numpy()
 
 
