@@ -1,5 +1,6 @@
 """The picture of the Landscape app: loss on a plane as colours and contours, and the paths as they fall on it."""
 
+import math
 from typing import Any, cast
 
 import contourpy
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
-from widgets.player import LegendEntry, Marker, Paths, Points, Scene
+from widgets.player import LegendEntry, Paths, Points, Scene
 from widgets.player.frames import Frame
 
 MOST_POINTS, LEAST_POINTS, BYTES = 120, 8, 2**28
@@ -83,18 +84,20 @@ class PlanePicture:
 
     @property
     def words(self) -> str:
-        """What the picture shows and what it does not, for its title."""
+        """What the picture is, and how much of the paths it holds."""
         if self.grid is None:
             return "The loss on a plane through the parameters: working on it"
-        grid = self.grid
-        error = float(np.nanmax(grid.loss_error.values)) if np.isfinite(grid.loss_error.values).any() else float("nan")
-        share = (
-            ""
-            if self.paths is None
-            else f"holds {100 * self.paths.attrs['variance_share']:.1f} % of the paths' variance"
-        )
-        what = f"{grid.sizes['a']}×{grid.sizes['b']} points, {grid.attrs['landscape']}, standard error ≤ {error:.2g}"
-        return " · ".join(filter(None, [self.plane.title, share, what]))[:240]
+        if self.paths is None or not math.isfinite(self.paths.attrs["variance_share"]):
+            return str(self.plane.title)
+        return f"{self.plane.title}: holds {100 * self.paths.attrs['variance_share']:.1f} % of their variance"
+
+    @property
+    def data(self) -> str:
+        """What the loss was taken over, and how sure it is."""
+        errors = self.grid.loss_error.values
+        known = errors[np.isfinite(errors)]
+        sure = f", ± {known.max():.2g} at most" if len(known) else ""
+        return f"{self.grid.attrs['landscape']}{sure}; {self.grid.sizes['a']}×{self.grid.sizes['b']} points"
 
     def scene(self) -> Scene:
         legend = [LegendEntry(title, i, MARKS[i]) for i, title in enumerate(self.titles)]
@@ -105,7 +108,7 @@ class PlanePicture:
         return Scene(
             x=(float(a[0]), float(a[-1])), y=(float(b[0]), float(b[-1])),
             x_label=self.plane.labels[0], y_label=self.plane.labels[1], title=self.words, legend=legend,
-            field=heights, field_label=label, contours=self._contours(a, b, heights),
+            field=heights, field_label=f"{label}: {self.data}", contours=self._contours(a, b, heights),
         )  # fmt: skip
 
     def heights(self) -> tuple[NDArray[Any], str]:
@@ -114,8 +117,8 @@ class PlanePicture:
         finite = loss[np.isfinite(loss)]
         if len(finite) and finite.min() > 0:
             with np.errstate(invalid="ignore"):
-                return np.log10(loss), "log10 of the loss"
-        return loss, "loss"
+                return np.log10(loss), "log10"
+        return loss, "values"
 
     @staticmethod
     def _contours(a: NDArray[Any], b: NDArray[Any], heights: NDArray[Any]) -> Paths | None:
@@ -168,8 +171,3 @@ class PlanePicture:
                 self._coords.clear()
             self._coords[cast(int, own)] = found
         return found
-
-
-def start_marker(at: NDArray[Any]) -> Marker:
-    """Where the paths begin."""
-    return Marker(float(at[0]), float(at[1]), label="start", shape="ring")

@@ -50,7 +50,7 @@ stays. Measuring takes at most a fifth of the time; what it takes stands below t
 **Spectrum.** The density of all eigenvalues, by stochastic Lanczos quadrature from a few random vectors, each value
 broadened; the band is one standard error over those vectors.
 
-**Between.** The loss along ways from A to B where they stand: straight, straight after B's hidden units are put in the
+**Ways.** The loss along ways from A to B where they stand: straight, straight after B's hidden units are put in the
 order that matches A's (the same function), and a curve trained to low loss. The barrier is the highest excess over the
 line between the two ends' losses, on the grid shown.
 """
@@ -203,7 +203,7 @@ class LandscapeShell(Shell):
             ("Path", pn.Column(self.true, self.off, **fill)),
             ("3-D", pn.Column(self.surface, **fill)),
             ("Spectrum", pn.Column(spectrum, self.density, **fill)),
-            ("Between", pn.Column(between, self.barriers, self.ways, **fill)),
+            ("Ways", pn.Column(between, self.barriers, self.ways, **fill)),
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 
@@ -316,13 +316,13 @@ class LandscapeShell(Shell):
         if picture.grid is None:
             return
         heights, label = picture.heights()
-        ink = palette.PAPER
         axis = {"color": "#e0e0e0" if self.theme == "dark" else "#303030", "showbackground": False}
         scene = {
-            "xaxis": {**axis, "title": {"text": picture.plane.labels[0]}},
-            "yaxis": {**axis, "title": {"text": picture.plane.labels[1]}},
-            "zaxis": {**axis, "title": {"text": label}},
+            "xaxis": {**axis, "title": {"text": "across"}},
+            "yaxis": {**axis, "title": {"text": "up"}},
+            "zaxis": {**axis, "title": {"text": f"loss, {label}"}},
             "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.5, "y": -1.7, "z": 1.0}},
         }
         data = {
             "type": "surface", "x": picture.grid.a.values, "y": picture.grid.b.values, "z": heights,
@@ -332,7 +332,6 @@ class LandscapeShell(Shell):
             "scene": scene, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "uirevision": "surface",
             "paper_bgcolor": "rgba(0,0,0,0)", "font": {"color": axis["color"]},
         }  # fmt: skip
-        del ink
         self.surface.object = {"data": [data], "layout": layout}
 
     def _draw_spectrum(self) -> None:
