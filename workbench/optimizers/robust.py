@@ -89,8 +89,8 @@ class MedianOfGradients(WinsorisedGradients):
     name = "median-of-gradients"
     title = "Median of gradients"
     evidence = TEST + "[median-of-gradients]"
-    count = Hyper(3, 1, 64, "integer", (3, 9), kind="init", unit="minibatches", doc="Gradients read in a step.")
-    trim = None
+    count: Any = Hyper(3, 1, 64, "integer", (3, 9), kind="init", unit="minibatches", doc="Gradients read in a step.")
+    trim: Any = None
 
     def __init__(self, **settings: Any) -> None:
         self.trim = 0
