@@ -96,7 +96,6 @@ def test_labels_that_are_wrong_are_remembered_less_and_others_learned_better(met
     """Half of the labels wrong; as many steps, samples a step (24) and the same step size as gradient descent."""
     wrong, right, held = accuracies(method, batch)
     sgd_wrong, sgd_right, sgd_held = accuracies("sgd", 24)
-    print(wrong, right, held, sgd_wrong, sgd_right, sgd_held)
     assert (wrong < 0.7 * sgd_wrong).all()
     assert (right > sgd_right - 0.02).all()
     assert (held > sgd_held + 0.05).all()
