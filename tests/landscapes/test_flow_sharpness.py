@@ -39,7 +39,9 @@ def test_equals_flow_integrated_and_the_curvature_where_it_ends(depth):
     found = flow_solution(torch.from_numpy(w))
     np.testing.assert_allclose(found, end, rtol=0, atol=1e-4)
     net = wb.make("scalar-net", dim=depth)
-    curvature = [torch.linalg.eigvalsh(torch.func.jacrev(torch.func.grad(net))(point))[-1] for point in torch.from_numpy(end).T]
+    curvature = [
+        torch.linalg.eigvalsh(torch.func.jacrev(torch.func.grad(net))(point))[-1] for point in torch.from_numpy(end).T
+    ]
     np.testing.assert_allclose(flow_sharpness(torch.from_numpy(w)), torch.stack(curvature), rtol=1e-4)
 
 

@@ -68,7 +68,9 @@ def responses(loss, decay, u, strengths, targets):
     net = torch.nn.Linear(len(u), 2, bias=False).double()
     made = landscape(net, loss, (x, targets, x, targets), dtype=torch.float64)
     weights = torch.zeros(1, made.dim, **F64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=2000, max_eval=4000, history_size=50, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=2000, max_eval=4000, history_size=50, line_search_fn="strong_wolfe"
+    )
     optimizer.param_groups[0].update(tolerance_grad=1e-11, tolerance_change=0)
 
     def closure():
