@@ -1,5 +1,6 @@
 """Losses of a network's outputs, mean per sample and one a run, and their slopes: where the chain rule starts."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,6 +90,31 @@ def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
         return each(outputs, targets)
 
     return runs
+
+
+def spectral_decoupling(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss -log softmax(outputs)[target] + (strength / 2) ‖outputs‖², mean over the batch, for `wb.training`.
+
+    The penalty is on what the net says, not on its weights. Without it the gradient of a sample dies out once one
+    feature tells its class, and the others are never learned ("gradient starvation"). With two classes it settles at
+    outputs of sum 0, where it is that of the paper, (λ/2) ŷ² on ŷ = outputs[1] - outputs[0], with λ = strength / 2.
+
+    Args:
+        strength: from 0 (cross-entropy alone).
+
+    Raises:
+        ValueError: when it is negative or not finite.
+
+    Source: Pezeshki et al. 2021, arXiv:2011.09468.
+    """
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"expected strength to be a number from 0, got {strength}")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets) + strength / 2 * outputs.square().sum(-1).mean()
+
+    loss.__name__ = f"cross-entropy with spectral decoupling {strength:g}"
+    return loss
 
 
 def _one_number(value: Any) -> Tensor:
