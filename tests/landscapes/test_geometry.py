@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.landscapes import geometry as g
+from workbench import landscapes as g
 from workbench.landscapes.live_geometry import Geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -5,10 +5,12 @@ Plain functions of a `Landscape` (a loss over all parameters) and of points in i
 
 from workbench.landscapes.alignment import activation_matching, weight_matching
 from workbench.landscapes.averages import ema, fisher, fisher_average, power_ema, swa
+from workbench.landscapes.coherence import coherence, gradient_statistics, m_coherence, noise_scale
 from workbench.landscapes.connections import Path, along, barrier, bezier, line, polygon
 from workbench.landscapes.detours import alignment, detours, state_changes
 from workbench.landscapes.dropout import drop, dropout_path, dropout_stability
 from workbench.landscapes.evaluation import losses
+from workbench.landscapes.flow_sharpness import flow_sharpness, flow_solution
 from workbench.landscapes.geometry import (
     directional_similarity,
     distance_from_start,
@@ -21,6 +23,7 @@ from workbench.landscapes.geometry import (
     turning_angle,
     turning_per_length,
 )
+from workbench.landscapes.gradients import gram, per_example_gradients
 from workbench.landscapes.lanczos import Eigenpairs, top_eigenpairs, tridiagonal
 from workbench.landscapes.landscape import FunctionLandscape, Landscape, ModelLandscape, landscape, of_training
 from workbench.landscapes.latent import WEIGHT_METRICS, segment, weight_metrics
@@ -59,6 +62,7 @@ __all__ = [
     "batch_sharpness",
     "bezier",
     "coarse_to_fine",
+    "coherence",
     "dense",
     "detours",
     "directional_similarity",
@@ -73,8 +77,12 @@ __all__ = [
     "fisher",
     "fisher_average",
     "fit_span",
+    "flow_sharpness",
+    "flow_solution",
     "gauss_newton",
     "geometry",
+    "gradient_statistics",
+    "gram",
     "hessian",
     "hutch_plus_plus",
     "hutchinson",
@@ -83,12 +91,15 @@ __all__ = [
     "line",
     "line_through",
     "losses",
+    "m_coherence",
     "menger_curvature",
+    "noise_scale",
     "of_training",
     "on_plane",
     "overlap",
     "path_length",
     "pca_plane",
+    "per_example_gradients",
     "permute",
     "plane_through",
     "polygon",
