@@ -41,6 +41,8 @@ FINEST = (13, 25, 51, 97)
 """Points a side of the finest picture."""
 SLICE, SPECTRUM, BETWEEN = "the slice", "the spectrum", "the paths between"
 PROBES, LANCZOS = 6, 48
+GROWN, FIRST_STEPS = 1.5, 8
+"""While it plays, a plane of the paths is laid anew when they have grown by this factor, from so many steps on."""
 
 
 class Survey(NamedTuple):
@@ -293,13 +295,16 @@ class LandscapeDesk(Desk):
             self.look()
 
     def _outgrown(self, session: wb.Session) -> bool:
-        """Whether the picture no longer shows where the trainings are: a path has left it, or it has come to rest."""
+        """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
         seen, step = self._seen or (None, -1)
         if seen is not session:
             return True
-        if step == session.index or self.background.progress is not None:
+        if step == session.index or self.background.progress is not None or self.survey is None:
             return False
-        return not session.playing or (self.survey is not None and not self.picture_.holds(session))
+        if not session.playing:
+            return True
+        grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)
+        return grown or not self.picture_.holds(session)
 
     @property
     def busy(self) -> bool:

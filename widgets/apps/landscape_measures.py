@@ -1,4 +1,4 @@
-"""What the Landscape app measures of every training along the run, under a time budget, and where its edge is."""
+"""What Landscape and Training measure of curvature along a run, under a time budget, and where its edge is."""
 
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,8 +14,8 @@ from workbench import landscapes
 
 TOP = 10
 """Eigenvectors of the Hessian that the gradient's share is taken of."""
-RARELY = 5
-"""While a run plays, the top subspace is measured at one in so many measurements: it takes ten times as long."""
+RARELY = 12
+"""While a run plays, the top subspace is measured at one in so many measurements: it takes several times as long."""
 TOLERANCE = 1e-2
 
 
@@ -68,8 +68,8 @@ class Curvature(Measures):
 
     def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
-        self.thorough = not session.playing or self._count % RARELY == 0
         self._count += 1
+        self.thorough = not session.playing or self._count % RARELY == 0
         return super().take(session, into=into)
 
     def _row(self, routine: Any, state: Any) -> Row:
@@ -124,17 +124,18 @@ def scaling(routine: Any, state: Any) -> Tensor | None:
 
 
 def edge(session: wb.Session, label: str, steps: NDArray[Any]) -> NDArray[np.float64]:
-    """The sharpness at which a training's steps turn from shrinking to growing, at each of these steps; NaN unknown."""
-    part = session.routine.parts[label]
-    values = {
-        name: in_force(session, f"{label}.{name}", steps) for name in ("lr", "momentum", "beta1") if name in part.hypers
-    }
-    lr = values.get("lr")
-    if lr is None or part.method.name not in ("sgd", "adam", "adamw"):
+    """The sharpness at which a training's steps turn from shrinking to growing, at each of these steps; NaN unknown.
+
+    Args:
+        label: of a training side by side with others; "" where there is one alone.
+    """
+    routine: Any = session.routine
+    part, before = (routine.parts[label], f"{label}.") if label else (routine, "")
+    if part.method.name not in ("sgd", "adam", "adamw"):
         return np.full(len(steps), np.nan)
-    if "beta1" in values:
-        return (2 + 2 * values["beta1"]) / ((1 - values["beta1"]) * lr)
-    return 2 * (1 + values.get("momentum", np.zeros(len(steps)))) / lr
+    names = [name for name in ("lr", "momentum", "beta1") if name in part.hypers]
+    values = {name: in_force(session, before + name, steps) for name in names}
+    return np.asarray(landscapes.edge(values.pop("lr"), **values))
 
 
 def in_force(session: wb.Session, name: str, steps: NDArray[Any]) -> NDArray[np.float64]:
@@ -144,3 +145,9 @@ def in_force(session: wb.Session, name: str, steps: NDArray[Any]) -> NDArray[np.
     for edit in sorted((edit for edit in session.edits if edit.target == name), key=lambda edit: edit.step):
         found[steps >= edit.step] = float(edit.value)
     return found
+
+
+def known(steps: NDArray[Any], values: NDArray[Any]) -> dict[str, Any]:
+    """Steps and values without those that were not measured."""
+    known = np.isfinite(values)
+    return {"steps": steps[known], "values": values[known]}

@@ -97,7 +97,7 @@ class PlanePicture:
         errors = self.grid.loss_error.values
         known = errors[np.isfinite(errors)]
         sure = f", ± {known.max():.2g} at most" if len(known) else ""
-        return f"{self.grid.attrs['landscape']}{sure}; {self.grid.sizes['a']}×{self.grid.sizes['b']} points"
+        return f"{self.grid.attrs['landscape']}{sure}"
 
     def scene(self) -> Scene:
         legend = [LegendEntry(title, i, MARKS[i]) for i, title in enumerate(self.titles)]
@@ -108,7 +108,7 @@ class PlanePicture:
         return Scene(
             x=(float(a[0]), float(a[-1])), y=(float(b[0]), float(b[-1])),
             x_label=self.plane.labels[0], y_label=self.plane.labels[1], title=self.words, legend=legend,
-            field=heights, field_label=f"{label}: {self.data}", contours=self._contours(a, b, heights),
+            field=heights, field_label=f"{label} {self.data}", contours=self._contours(a, b, heights),
         )  # fmt: skip
 
     def heights(self) -> tuple[NDArray[Any], str]:

@@ -13,7 +13,7 @@ import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
 from widgets.apps.landscape import COLUMN, FINEST, LABELS, OWN, PARTS, PLANES, LandscapeDesk
-from widgets.apps.landscape_measures import MEANING, edge
+from widgets.apps.landscape_measures import MEANING, edge, known
 from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, TIP, Shell
 from widgets.apps.tables import TABLE, heads, row
@@ -259,17 +259,17 @@ class LandscapeShell(Shell):
             scaled = bool(np.isfinite(rows["turned"][:, i]).any())
             values = rows["turned" if scaled else "sharpness"][:, i]
             name = f"{label} scaled" if scaled else label
-            sharp.append({"name": name, **_known(steps, values), "colour": colours[i], "markers": len(steps) < 40})
+            sharp.append({"name": name, **known(steps, values), "colour": colours[i], "markers": len(steps) < 40})
             limit = edge(session, label, steps)
             if np.isfinite(limit).any():
-                sharp.append({"name": f"{label} edge", **_known(steps, limit), "colour": colours[i], **DASHED})
+                sharp.append({"name": f"{label} edge", **known(steps, limit), "colour": colours[i], **DASHED})
         self.sharp.object = self._curves(sharp, "Sharpness, and the edge 2/lr (dashed)", cursor=cursor)
         for pane, name, title, log in (
             (self.loss, "loss", "Loss over all training samples", True),
             (self.share, "share", "Share of the gradient in the 10 top eigenvectors", False),
         ):
             series = [
-                {"name": label, **_known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < 40}
+                {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < 40}
                 for i, label in enumerate(desk.parts)
                 if rows
             ]
@@ -289,7 +289,7 @@ class LandscapeShell(Shell):
         for i, (label, colour) in enumerate(zip(desk.parts, self._colours(), strict=False)):
             limit = edge(desk.session, label, steps[-1:])[0]
             last = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
-            title = f"<span style='color:{colour}'>●</span> {html.escape(desk.titles()[i])}"
+            title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>● {label}</span>"
             lines.append(row(title, [last[name] for name in MEANING], MEANING, "–"))
         return f"<table class='plain'><tr><th></th>{heads(MEANING)}</tr>{''.join(lines)}</table>"
 
@@ -342,7 +342,7 @@ class LandscapeShell(Shell):
                 name = f"{label} at step {found.attrs['step']:,}"
                 x, y = found.eigenvalue.values, np.maximum(found.density.values, 1e-7)
                 series.append({"name": name, "steps": x, "values": y, "colour": colours[i]})
-        title = "Density of the Hessian's eigenvalues (share of all, per unit)"
+        title = "Density of the Hessian's eigenvalues"
         self.density.object = self._curves(series, title, log=True, x_title="eigenvalue")
 
     def _draw_between(self) -> None:
@@ -372,12 +372,6 @@ def _flipped(options: dict[str, str]) -> dict[str, str]:
 
 def _folded(title: str, views: list) -> Any:
     return pmui.Card(*views, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))
-
-
-def _known(steps: Any, values: Any) -> dict[str, Any]:
-    """Steps and values without those that were not measured."""
-    known = np.isfinite(values)
-    return {"steps": steps[known], "values": values[known]}
 
 
 def _last(values: Any) -> float:
