@@ -1,7 +1,13 @@
 """A watched loop computes the same bits, and its record says what happened."""
 
 import copy
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
+from workbench.landscapes import landscape
 from workbench.watch import watch
+from workbench.watching.probes import sharpness, trace
+from workbench.watching.series import Series
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -232,6 +241,303 @@ def test_record_says_what_the_loop_did():
     squares = np.square(record["layer_gradient_norm"].values).sum(2)
     np.testing.assert_allclose(np.sqrt(squares[0]), record["gradient_norm"].values[0])
     assert record["layer"].values.tolist() == [name for name, _ in model.named_parameters()]
-    assert record.wb.status == ["running"] or record.wb.status
+    assert record.wb.status == ["ok"]
     assert record["diverged_at"].values.tolist() == [-1]
     record.wb.plot("loss")
+
+
+def test_mean_of_the_losses_of_accumulated_batches_before_the_loop_changes_them():
+    model = net().eval()
+    with watch(model, adam(model), loss=CRITERION, budget=None) as run:
+        expected = CRITERION(model(samples()[0]), samples()[1]).item()
+        accumulated(model, run.optimizer)
+    assert run.record()["loss"].values[0, 0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradient_norm_is_that_of_the_loss_when_a_scaler_multiplied_it():
+    norms = []
+    for scaling in (False, True):
+        model = net().eval()
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaling)
+        with watch(model, optimizer, budget=None) as run:
+            scaler.scale(CRITERION(model(samples()[0]), samples()[1])).backward()
+            scaler.step(optimizer)
+        norms.append(run.record()["gradient_norm"].item())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_a_closures_first_value_and_gradient_are_the_steps():
+    model = net().eval()
+    x, y = samples()
+    loss = CRITERION(model(x), y)
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=5)
+    with watch(model, optimizer, loss=CRITERION, budget=None) as run:
+        closed(model, optimizer)
+    record = run.record()
+    assert record.sizes["step"] == 4
+    assert record["loss"].values[0, 0] == pytest.approx(loss.item(), rel=1e-6)
+    assert record["gradient_norm"].values[0, 0] == pytest.approx(slope.norm().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_logged_numbers_belong_to_their_step_on_either_side_of_it(before):
+    model = net()
+    optimizer = adam(model)
+    with watch(model, optimizer, budget=None) as run:
+        for k in range(5):
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            if before:
+                run.log(loss=torch.tensor(float(k)), mine=k)
+            optimizer.step()
+            if not before:
+                run.log(loss=torch.tensor(float(k)), mine=k)
+    record = run.record()
+    assert record["loss"].values[0].tolist() == record["mine"].values[0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_rates_of_each_group_and_of_one_that_came_later():
+    model = frozen_net()
+    optimizer = head_only(model)
+    with watch(model, optimizer, budget=None) as run:
+        grown(model, optimizer)
+    rates = run.record()["lr"].values[0]
+    assert rates[:, 0].tolist() == [0.01] * 9
+    assert np.isnan(rates[:4, 1]).all()
+    assert rates[4:, 1].tolist() == [0.003] * 5
+
+
+def test_a_schedule_is_recorded_as_used_by_each_step():
+    model = net()
+    optimizer = groups(model)
+    twin = net()
+    other, rates = groups(twin), []
+    other.register_step_post_hook(lambda *_: rates.append([g["lr"] for g in other.param_groups]))
+    with watch(model, optimizer, budget=None) as run:
+        scheduled(model, optimizer)
+    scheduled(twin, other)
+    np.testing.assert_array_equal(run.record()["lr"].values[0], rates)
+
+
+def dense(made, x):
+    return torch.func.hessian(lambda v: made(v.unsqueeze(0))[0])(x[0])
+
+
+def test_sharpness_and_trace_equal_those_of_the_whole_matrix():
+    model = net().double().eval()
+    x, y = samples()
+    made = landscape(model, "cross_entropy", (x.double(), y, x[:1].double(), y[:1]), dtype=torch.float64)
+    point = made.start.unsqueeze(0)
+    matrix = dense(made, point)
+    top = torch.linalg.eigvalsh(matrix)[-1].item()
+    found = sharpness(made, point, most=60, tolerance=1e-9)
+    assert found["sharpness"] == pytest.approx(top, rel=1e-7)
+    rough = sharpness(made, point, most=6)
+    assert 1e-6 < abs(rough["sharpness"] - top) <= rough["sharpness_error"]
+    guess = trace(made, point, draws=200)
+    assert abs(guess["trace"] - matrix.trace().item()) < 4 * guess["trace_error"]
+    off = matrix - matrix.diag().diag()  # Rademacher: var(v'Hv) = 2 |off-diagonal|^2
+    assert guess["trace_error"] == pytest.approx((2 * off.square().sum().item() / 200) ** 0.5, rel=0.25)
+
+
+def test_landscape_is_the_loss_of_the_present_model_in_evaluation():
+    model = net()
+    optimizer = adam(model)
+    x, y = samples()
+    with watch(model, optimizer, loss=nn.CrossEntropyLoss(label_smoothing=0.1), data=(x, y), budget=None) as run:
+        for _ in range(2):
+            plain(model, optimizer, 3)
+            here = run.landscape()
+            training, _ = model.training, model.eval()
+            expected = F.cross_entropy(model(x), y, label_smoothing=0.1)
+            model.train(training)
+            torch.testing.assert_close(here(here.start.unsqueeze(0))[0], expected)
+            steps, points = run.trajectory()
+            np.testing.assert_array_equal(points[-1], here.start)
+            assert steps[-1] == run.index
+    assert not run._losses
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_exception_in_the_loop_leaves_a_record_and_no_hooks(tmp_path):
+    model = net()
+    optimizer = adam(model)
+    with pytest.raises(Stop), watch(model, optimizer, loss=CRITERION, path=tmp_path / "run.zarr"):  # noqa: PT012
+        plain(model, optimizer, 3)
+        raise Stop
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not CRITERION._forward_hooks
+    assert wb.open(tmp_path / "run.zarr").sizes["step"] == 3
+
+
+def test_the_loops_exception_is_seen_though_writing_failed_too(tmp_path):
+    model = net()
+    with (  # noqa: PT012
+        pytest.warns(RuntimeWarning, match=r"was not written.*wb\.save"),
+        pytest.raises(Stop),
+        watch(model, adam(model), path=tmp_path / "run.zarr"),
+    ):
+        (tmp_path / "run.zarr").write_text("foreign")
+        raise Stop
+    assert (tmp_path / "run.zarr").read_text() == "foreign"
+
+
+def test_a_failing_probe_is_said_once_and_dropped():
+    def broken(landscape, x):
+        raise ArithmeticError("no such thing")
+
+    model = net()
+    optimizer = adam(model)
+    run = watch(model, optimizer, loss=CRITERION, data=samples(), probes=[broken, "loss"], budget=None)
+    with run, pytest.warns(RuntimeWarning, match="'broken' failed at step 1 and was dropped: no such thing") as said:
+        plain(model, optimizer, 5)
+    assert len(said) == 1
+    assert np.isfinite(run.record()["data_loss"].values).all()
+
+
+def test_a_failing_listener_is_said_once_and_dropped():
+    model = net()
+    optimizer = adam(model)
+    run = watch(model, optimizer, budget=None)
+    run.listen(lambda run: 1 / 0)
+    with run, pytest.warns(RuntimeWarning, match="listener failed") as said:
+        for _ in range(3):
+            time.sleep(0.25)
+            plain(model, optimizer, 1)
+    assert len(said) == 1
+
+
+def test_listeners_hear_five_times_a_second_at_most():
+    model = net()
+    optimizer, heard = adam(model), []
+    with watch(model, optimizer, budget=None) as run:
+        end = run.listen(lambda run: heard.append((time.perf_counter(), run.index)))
+        until = time.perf_counter() + 0.7
+        while time.perf_counter() < until:
+            plain(model, optimizer, 1)
+        end()
+        count = len(heard)
+        time.sleep(0.25)
+        plain(model, optimizer, 2)
+    assert 2 <= count <= 3
+    assert len(heard) == count
+    assert min(np.diff([at for at, _ in heard])) >= 0.2
+    assert heard[-1][1] > heard[0][1]
+
+
+def test_stop_ends_watching_and_the_loop_goes_on():
+    model = net()
+    optimizer = adam(model)
+    with watch(model, optimizer, loss=CRITERION) as run:
+        plain(model, optimizer, 2)
+        run.stop()
+        plain(model, optimizer, 2)
+    assert run.index == run.record().sizes["step"] == 2
+
+
+def test_what_a_costly_probe_takes_stays_in_the_budget():
+    def slow(landscape, x):
+        time.sleep(0.02)
+        return {"slow": 1.0}
+
+    model = net()
+    optimizer = adam(model)
+    with watch(model, optimizer, loss=CRITERION, data=samples(), probes=[slow], budget=0.2) as run:
+        until = time.perf_counter() + 2.0
+        while time.perf_counter() < until:
+            time.sleep(0.002)
+            plain(model, optimizer, 1)
+    record = run.record()
+    times = np.isfinite(record["slow"].values).sum()
+    assert 4 <= times <= 11  # 2 s × 0.2 × (1 − a quarter) / 2 / 20 ms = 7.5
+    assert record.attrs["share"] == pytest.approx(run.share, abs=1e-3)
+    assert 0.05 < run.share < 0.2
+
+
+def test_series_keeps_evenly_spaced_values_within_its_room():
+    series = Series(room=800)
+    for step in range(5000):
+        if series.wants(step):
+            series.add(step, torch.full((10,), float(step), dtype=torch.float64))
+    steps, values = series.arrays()
+    assert values.nbytes <= 800
+    assert len(steps) >= 5
+    assert set(np.diff(steps)) == {series.stride}
+    assert steps[0] == 0
+    np.testing.assert_array_equal(values[:, 0], steps)
+
+
+KILLED = """
+import sys, time, torch
+from torch import nn
+from workbench.watch import watch
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+with watch(model, optimizer, path=sys.argv[1], flush=0.05, budget=None) as run:
+    while True:
+        run.log(loss=float(run.index))
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        print(run.index, flush=True)
+        time.sleep(0.001)
+"""
+
+
+def test_a_killed_run_opens_with_what_was_written_last(tmp_path):
+    path = tmp_path / "run.zarr"
+    environment = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=environment) as process:
+        while not path.exists():
+            process.stdout.readline()
+        for _ in range(60):
+            last = int(process.stdout.readline())
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    record = wb.open(path)
+    steps = record.sizes["step"]
+    assert steps > last - 500
+    assert record["loss"].values[0].tolist() == list(range(steps))
+    assert record["x"].sizes["kept"] == steps + 1
+    assert record.attrs["steps"] == steps
+
+
+def test_says_what_it_cannot_do(tmp_path):
+    model = net()
+    optimizer = adam(model)
+    with pytest.raises(ValueError, match="sharpness"):
+        watch(model, optimizer, probes=["sharpnes"])
+    with pytest.raises(ValueError, match="expected loss= and data= for the probes sharpness"):
+        watch(model, optimizer, probes=["sharpness"], loss=CRITERION)
+    with pytest.raises(ValueError, match="budget"):
+        watch(model, optimizer, budget=1.5)
+    with pytest.raises(ValueError, match="above zero"):
+        watch(model, optimizer, every=0)
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="something else"):
+        watch(model, optimizer, path=tmp_path / "mine")
+    with pytest.raises(ValueError, match="parameters to train"):
+        watch(nn.Tanh(), optimizer)
+    run = watch(model, optimizer)
+    with pytest.raises(ValueError, match="expected loss= and data="):
+        run.landscape()
+    with run, pytest.raises(RuntimeError, match="watched already"):
+        run.__enter__()
+
+
+def test_first_step_that_is_not_finite_is_noted():
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+    with watch(model, optimizer, budget=None) as run:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(1, 2)).square().sum().backward()
+            optimizer.step()
+    norms = run.record()["weight_norm"].values[0]
+    first = int(np.flatnonzero(~np.isfinite(norms))[0]) + 1
+    assert 1 < first < 6
+    assert run.record()["diverged_at"].item() == first
