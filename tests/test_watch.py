@@ -322,7 +322,7 @@ def test_a_schedule_is_recorded_as_used_by_each_step():
 
 
 def dense(made, x):
-    return torch.func.hessian(lambda v: made(v.unsqueeze(0))[0])(x[0])
+    return torch.autograd.functional.hessian(lambda v: made(v.unsqueeze(0))[0], x[0])
 
 
 def test_sharpness_and_trace_equal_those_of_the_whole_matrix():
@@ -454,7 +454,7 @@ def test_what_a_costly_probe_takes_stays_in_the_budget():
             plain(model, optimizer, 1)
     record = run.record()
     times = np.isfinite(record["slow"].values).sum()
-    assert 4 <= times <= 11  # 2 s × 0.2 × (1 − a quarter) / 2 / 20 ms = 7.5
+    assert 3 <= times <= 6  # 2 s × 0.2 × half / 2 / 20 ms = 5, and the first
     assert record.attrs["share"] == pytest.approx(run.share, abs=1e-3)
     assert 0.05 < run.share < 0.2
 
@@ -491,7 +491,9 @@ with watch(model, optimizer, path=sys.argv[1], flush=0.05, budget=None) as run:
 def test_a_killed_run_opens_with_what_was_written_last(tmp_path):
     path = tmp_path / "run.zarr"
     environment = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1])}
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=environment
+    ) as process:
         while not path.exists():
             process.stdout.readline()
         for _ in range(60):

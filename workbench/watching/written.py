@@ -39,7 +39,8 @@ def written(run: Any) -> xr.Dataset:
     at, norms = run.norms.arrays()
     for i, (name, words) in enumerate(NORMS.items()):
         whole = np.full(steps, np.nan, norms.dtype)
-        whole[at - 1] = np.sqrt(np.square(norms[:, i]).sum(1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            whole[at - 1] = np.linalg.norm(norms[:, i].astype(np.float64), axis=1)
         variables[name] = _said(("run", "step"), whole, words)
         variables[f"layer_{name}"] = _said(("run", "measured", "layer"), norms[:, i], f"{words}, by layer")
     kept, points = run.trajectory()
