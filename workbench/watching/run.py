@@ -86,7 +86,7 @@ class Watch:
     def __exit__(self, kind: Any, error: Any, where: Any) -> None:
         try:
             self.stop()
-        except Exception as failure:  # noqa: BLE001 - the loop's own exception is the one to be seen
+        except Exception as failure:  # the loop's own exception is the one to be seen
             if error is None:
                 raise
             say(f"the record was not written ({failure}); `wb.save(run.record(), path)` writes it elsewhere")
