@@ -126,9 +126,7 @@ def scaling(routine: Any, state: Any) -> Tensor | None:
 def edge(session: wb.Session, label: str, steps: NDArray[Any]) -> NDArray[np.float64]:
     """The sharpness at which a training's steps turn from shrinking to growing, at each of these steps; NaN unknown."""
     part = session.routine.parts[label]
-    values = {
-        name: in_force(session, f"{label}.{name}", steps) for name in ("lr", "momentum", "beta1") if name in part.hypers
-    }
+    values = {name: in_force(session, f"{label}.{name}", steps) for name in ("lr", "momentum", "beta1") if name in part.hypers}
     lr = values.get("lr")
     if lr is None or part.method.name not in ("sgd", "adam", "adamw"):
         return np.full(len(steps), np.nan)

@@ -88,11 +88,7 @@ class PlanePicture:
             return "The loss on a plane through the parameters: working on it"
         grid = self.grid
         error = float(np.nanmax(grid.loss_error.values)) if np.isfinite(grid.loss_error.values).any() else float("nan")
-        share = (
-            ""
-            if self.paths is None
-            else f"holds {100 * self.paths.attrs['variance_share']:.1f} % of the paths' variance"
-        )
+        share = "" if self.paths is None else f"holds {100 * self.paths.attrs['variance_share']:.1f} % of the paths' variance"
         what = f"{grid.sizes['a']}×{grid.sizes['b']} points, {grid.attrs['landscape']}, standard error ≤ {error:.2g}"
         return " · ".join(filter(None, [self.plane.title, share, what]))[:240]
 
@@ -154,9 +150,7 @@ class PlanePicture:
         points = torch.stack(stands(state))
         off = self.plane.residual(points)
         whole = torch.linalg.vector_norm(points - self.start.to(points), dim=1).clamp_min(ROUND)
-        return ", ".join(
-            f"{label} {100 * float(o / w):.0f} %" for label, o, w in zip(self.labels, off, whole, strict=True)
-        )
+        return ", ".join(f"{label} {100 * float(o / w):.0f} %" for label, o, w in zip(self.labels, off, whole, strict=True))
 
     def _at(self, step: int, state: Any) -> NDArray[Any]:
         """(runs, 2): where the trainings fall on the plane."""

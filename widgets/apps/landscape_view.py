@@ -22,11 +22,7 @@ from widgets.sliders import HyperControl
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
 
-LOSSES = {
-    "squared": "Squared error, ½ |outputs − one-hot|²",
-    "cross_entropy": "Cross-entropy",
-    "mse": "Mean squared error",
-}
+LOSSES = {"squared": "Squared error, ½ |outputs − one-hot|²", "cross_entropy": "Cross-entropy", "mse": "Mean squared error"}
 ABOUT = """
 **The picture.** The loss of the first training's network at every point of a plane through its parameters, as colours
 and contours. The lines are the ways of the trainings as they fall on that plane; the marks are where they stand.
@@ -300,9 +296,7 @@ class LandscapeShell(Shell):
         if paths is not None:
             steps = paths.step.values
             for i, label in enumerate(self.desk.parts):
-                true.append(
-                    {"name": f"{label} true", "steps": steps, "values": paths.loss.values[i], "colour": colours[i]}
-                )
+                true.append({"name": f"{label} true", "steps": steps, "values": paths.loss.values[i], "colour": colours[i]})
                 on = {"name": f"{label} on the plane", "steps": steps, "values": paths.plane_loss.values[i]}
                 true.append({**on, "colour": colours[i], **DASHED})
                 off.append({"name": label, "steps": steps, "values": paths.residual.values[i], "colour": colours[i]})
@@ -352,9 +346,7 @@ class LandscapeShell(Shell):
             "error": ("± std. error", "Standard error of that excess over the samples."),
         }
         for i, (name, found) in enumerate(self.desk.between.items()):
-            series.append(
-                {"name": name, "steps": found.t.values, "values": found.loss.values, "colour": colours[i + 3]}
-            )
+            series.append({"name": name, "steps": found.t.values, "values": found.loss.values, "colour": colours[i + 3]})
             values = [float(found.attrs["barrier"]), float(found.attrs["barrier_error"])]
             lines.append(row(html.escape(name), values, meaning, "–"))
         head = f"<tr><th></th>{heads(meaning)}</tr>"

@@ -113,7 +113,8 @@ class Watch:
     def _before(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict[str, Any]) -> Any:
         with self._counted():
             now = self.elapsed
-            self._due = [measure for measure in self._measures if measure.due(self.index + 1, now)]
+            full = self.budget is not None and self._spent > self.budget * now and self.index > 0
+            self._due = [] if full else [one for one in self._measures if one.due(self.index + 1, now)]
             closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
             norms = self._due[0] if self._due and self._due[0].name == "norms" else None
             if norms is not None:
