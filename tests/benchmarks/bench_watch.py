@@ -36,6 +36,7 @@ def loop(data, criterion):
 )
 def watched(quick):
     """Blocks of steps in turn, so that other work on the machine meets both; medians count."""
+    torch.set_num_threads(1)  # steps so small gain nothing from a second, and wait for it on a busy machine
     data = wb.training("mlp", "cross_entropy", "digits", "sgd").data
     rates: tuple[list[float], list[float]] = ([], [])
     criterion = torch.nn.CrossEntropyLoss()

@@ -78,7 +78,7 @@ class Series:
         while self.room and len(self._values) > 4 and len(self._values) * self._values[-1].nbytes > self.room:
             self.stride *= 2
             kept = [i for i, step in enumerate(self._steps) if step % self.stride == 0]
-            self._steps, self._values = [self._steps[i] for i in kept], [self._values[i] for i in kept]
+            self._steps, self._values = [self._steps[i] for i in kept], [self._values[i].copy() for i in kept]
 
 
 def _host(tensor: Tensor) -> np.ndarray:
