@@ -58,13 +58,10 @@ def test_three_rates_on_one_plane_the_edge_the_spectrum_and_ways_between(server,
     quiet(page)
 
 
-def test_another_plane_and_a_bad_link_leave_the_run_alone(server, page):
+def test_a_link_says_the_plane_and_a_bad_one_is_told(server, page):
     open_app(page, f"{server}/landscape?{SMALL}&plane=flat&step=12")
     expect(page.get_by_text("expected a plane to be one of").first).to_be_visible(timeout=TIMEOUT)
-    page.goto(f"{server}/landscape?{SMALL}&step=12")
-    until(page, lambda: standing(page) == (12, 12), "the step of the link")
-    page.get_by_role("combobox", name="Plane").click()
-    page.get_by_role("option", name="Two sharpest directions of A").click()
+    open_app(page, f"{server}/landscape?{SMALL}&step=12&plane=sharpest")
     until(page, lambda: "sharpest" in title(page), "the sharpest plane")
     assert standing(page) == (12, 12)
     assert "step 12" in said(page)

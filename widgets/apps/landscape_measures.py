@@ -1,6 +1,6 @@
 """What Landscape and Training measure of curvature along a run, under a time budget, and where its edge is."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -70,7 +70,10 @@ class Curvature(Measures):
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
         self._count += 1
         self.thorough = not session.playing or self._count % RARELY == 0
-        return super().take(session, into=into)
+        found = super().take(session, into=into)
+        if not session.playing:
+            self._next = 0.0  # what was measured at rest took nobody's time
+        return cast(Row, found)
 
     def _row(self, routine: Any, state: Any) -> Row:
         parts = list(zip(parts_of(routine), parts_of(state), strict=True))

@@ -289,7 +289,7 @@ class LandscapeShell(Shell):
         for i, (label, colour) in enumerate(zip(desk.parts, self._colours(), strict=False)):
             limit = edge(desk.session, label, steps[-1:])[0]
             last = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
-            title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>● {label}</span>"
+            title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>●&nbsp;{label}</span>"
             lines.append(row(title, [last[name] for name in MEANING], MEANING, "–"))
         return f"<table class='plain'><tr><th></th>{heads(MEANING)}</tr>{''.join(lines)}</table>"
 

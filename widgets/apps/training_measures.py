@@ -95,7 +95,7 @@ class Measures:
         spent = ended - began
         self.cost = spent if not self.cost else 0.7 * self.cost + 0.3 * spent
         self.share = 0.7 * self.share + 0.3 * spent / max(spent, ended - self._ended)
-        self._next, self._ended = ended + self.cost * (1 / self._most - 1), ended
+        self._next, self._ended = ended + spent * (1 / self._most - 1), ended
         with self._lock:
             rows = self._rows.setdefault(owner, {})
             rows[step] = row

@@ -343,9 +343,8 @@ class TrainingShell(Shell):
             scaled = bool(np.isfinite(rows["turned"]).any())
             name, values = ("after Adam's scaling", "turned") if scaled else ("sharpness", "sharpness")
             sharp.append({"name": name, **known(steps, rows[values][:, 0]), "colour": colours[0], "markers": True})
-            sharp.append(
-                {"name": "edge", **known(steps, edge(session, "", steps)), "colour": colours[1], "dash": "dash"}
-            )
+            limit = known(steps, edge(session, "", steps))
+            sharp.append({"name": "edge", **limit, "colour": colours[1], "dash": "dash"})
             top.append({"name": "share", **known(steps, rows["share"][:, 0]), "colour": colours[2], "markers": True})
         cursor = session.index
         figure = curves(sharp, title="Sharpness, and the edge (dashed)", theme=self.theme, cursor=cursor)

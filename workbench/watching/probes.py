@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.landscapes.lanczos import top_eigenpairs
 from workbench.landscapes.landscape import Landscape
-from workbench.routine import Key
+from workbench.landscapes.operators import hessian
+from workbench.landscapes.traces import hutchinson
 
 Probe = Callable[[Landscape, Tensor], Mapping[str, Any]]
 
@@ -42,54 +44,16 @@ def data_loss(landscape: Landscape, x: Tensor) -> dict[str, Any]:
         return {"data_loss": landscape(x)[0]}
 
 
-def sharpness(landscape: Landscape, x: Tensor, *, most: int = 30, tolerance: float = 1e-3) -> dict[str, float]:
-    """λ₁, the largest eigenvalue of ∇²L(x), by Lanczos with every vector orthogonalised against all before.
-
-    With β the norm of what is left after the last product and s the last entry of the top Ritz vector, some eigenvalue
-    is within `sharpness_error` = β|s| of `sharpness` (up to rounding); it ends when that is at most `tolerance` times
-    the value, or after `most` products.
-
-    Source: Lanczos 1950; the bound: Parlett, The Symmetric Eigenvalue Problem, 1998, section 13.2.
-    """
-    product = _hessian(landscape, x)
-    v = Key(0).normal((x.shape[1],), like=x)
-    basis, table = (v / v.norm()).unsqueeze(0), np.zeros((most + 1, most + 1))
-    value = error = float("nan")
-    for k in range(min(most, x.shape[1])):
-        w = product(basis[k])
-        table[k, k] = float(w @ basis[k])
-        for _ in range(2):
-            w = w - (basis @ w) @ basis
-        beta = float(w.norm())
-        if not np.isfinite(table[k, k] + beta):
-            return {"sharpness": float("nan"), "sharpness_error": float("nan")}
-        values, vectors = np.linalg.eigh(table[: k + 1, : k + 1])
-        value, error = float(values[-1]), beta * abs(float(vectors[-1, -1]))
-        if error <= tolerance * abs(value) or beta == 0:
-            break
-        table[k, k + 1] = table[k + 1, k] = beta
-        basis = torch.cat([basis, (w / beta).unsqueeze(0)])
-    return {"sharpness": value, "sharpness_error": error}
+def sharpness(landscape: Landscape, x: Tensor) -> dict[str, float]:
+    """λ₁, the largest eigenvalue of ∇²L(x), and `sharpness_error`, within which some eigenvalue of it is."""
+    found = top_eigenpairs(hessian(landscape, x[0]), 1, tolerance=1e-4, most=60)
+    return {"sharpness": float(found.values[0]), "sharpness_error": float(found.residuals[0])}
 
 
-def trace(landscape: Landscape, x: Tensor, *, draws: int = 10) -> dict[str, float]:
-    """tr ∇²L(x) ≈ mean of vᵀ∇²L v over Rademacher v, and its standard error (Hutchinson 1990).
-
-    The draws are the same at every step, so that a change of the trace is not hidden under their noise.
-    """
-    product, key = _hessian(landscape, x), Key(0)
-    signs = [key.stream(f"draw {i}").normal((x.shape[1],), like=x).sign() for i in range(draws)]
-    found = torch.stack([product(v) @ v for v in signs])
-    return {"trace": float(found.mean()), "trace_error": float(found.std() / draws**0.5)}
-
-
-def _hessian(landscape: Landscape, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """v -> ∇²L(x) v, both (parameters,)."""
-    x = x.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(landscape(x).sum(), x, create_graph=True)
-    if not slope.requires_grad:  # L is linear
-        return torch.zeros_like
-    return lambda v: torch.autograd.grad(slope, x, v.unsqueeze(0), retain_graph=True)[0][0]
+def trace(landscape: Landscape, x: Tensor) -> dict[str, float]:
+    """tr ∇²L(x) by Hutchinson's estimator, and its standard error; the draws are the same at every step."""
+    found = hutchinson(hessian(landscape, x[0]), 10)
+    return {"trace": float(found.value), "trace_error": float(found.standard_error or 0.0)}
 
 
 PROBES: dict[str, Probe] = {"loss": data_loss, "sharpness": sharpness, "trace": trace}
