@@ -86,7 +86,7 @@ def responses(loss, decay, u, strengths, targets):
 
 
 def features(seed, n=12, share=0.95):
-    """(orthogonal features u (samples, features), classes): each feature points to the class, u_jᵀy > 0, the first most."""
+    """(orthogonal features u (samples, features), classes): each points to the class, u_jᵀy > 0, the first most."""
     generator = torch.Generator().manual_seed(seed)
     targets = torch.arange(n) % 2
     y = (2.0 * targets - 1).double()
