@@ -27,7 +27,7 @@ def test_a_slice_and_its_paths_are_drawn_where_they_are(made, theme):
     for run in range(2):
         np.testing.assert_allclose(figure.data[1 + run].x, path.a[run])
         np.testing.assert_allclose(figure.data[1 + run].y, path.b[run])
-    words = figure.layout.title.text
+    words = figure.layout.title.subtitle.text
     assert f"{100 * path.attrs['variance_share']:.1f} % of the path's variance" in words
     assert "1,438 training samples" in words
     np.testing.assert_allclose(surface(grid, theme=theme).data[0].z, np.log10(grid.loss.values))
@@ -47,11 +47,11 @@ def test_a_profile_has_a_band_of_its_error(made):
     line = landscapes.slice1d(scene, points=7)
     band, curve = profile(line).data
     np.testing.assert_allclose(curve.y, line.loss)
-    np.testing.assert_allclose(np.array(band.y[:7]) - line.loss, line.loss_error)
+    np.testing.assert_allclose(np.array(band.y[:7]) - line.loss, line.loss_error, rtol=1e-4)
 
 
 def test_what_is_not_finite_is_left_blank_and_said(made):
     _, grid, _ = made
     holed = grid.copy(deep=True)
     holed.loss[0, 0] = np.nan
-    assert "4.0% of the points" in contours(holed).layout.title.text
+    assert "4.0% of the points" in contours(holed).layout.title.subtitle.text

@@ -1,6 +1,7 @@
 """Gradients of single samples: those of the tape, one by one; estimates: closed forms, and their spread over draws."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
+from workbench.landscapes import coherence as module
 from workbench.landscapes import gradients, landscape, of_training
 from workbench.landscapes.coherence import coherence, gradient_statistics, m_coherence, noise_scale
 from workbench.landscapes.gradients import alignment, gram, moments, per_example_gradients
@@ -97,6 +99,14 @@ def test_coherence_of_some_samples_is_right_on_average_and_knows_its_spread():
     assert abs(errors.square().mean().sqrt() / spread - 1) < 0.15
     assert torch.equal(coherence(made, point, samples=60).value, exact)
     assert "jackknife" in draws[0].estimator
+
+
+def test_coherence_of_some_samples_has_no_bias_where_gradients_are_of_one_size():
+    """The mean over all 20 choices of 3 samples among 6 is the coherence of the 6, to rounding."""
+    made, point = given(F.normalize(0.5 + torch.randn(6, 4, **F64), dim=1))
+    choices = itertools.combinations(range(6), 3)
+    found = torch.stack([module._coherence(moments(made, point[0], rows), 6).value for rows in choices])
+    torch.testing.assert_close(found.mean(), coherence(made, point).value[0], rtol=1e-12, atol=0)
 
 
 def test_the_noise_scale_is_that_of_the_law_and_knows_its_spread():

@@ -1,4 +1,4 @@
-"""Figures of landscapes: slices from above, in three dimensions and in profile; a path and what its plane leaves out."""
+"""Figures of landscapes: slices from above, in 3-D and in profile; a path and what its plane leaves out."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def contours(record: xr.Dataset, path: xr.Dataset | None = None, *, theme: str = "light") -> "Figure":
     """A slice in the plane from above: colours and contour lines of log10 of the loss, and a path as it falls on it.
 
-    The subtitle says what the loss was taken over, its largest standard error, and with a path (of `on_plane`) the share
-    of its variance that the plane holds.
+    The subtitle says what the loss was taken over, its largest standard error, and with a path (of `on_plane`) the
+    share of its variance that the plane holds.
     """
     heights, label = _heights(record.loss.values)
     figure = blank(theme, str(record.attrs["plane"]), [*_notes(record), *_path_notes(path)], uirevision="landscape")
@@ -28,10 +28,9 @@ def contours(record: xr.Dataset, path: xr.Dataset | None = None, *, theme: str =
     at = {"x": record.a.values, "y": record.b.values, "z": heights}
     figure.add_contour(**at, **style, **colours, line=line, hovertemplate=hover)
     for i, one in enumerate(_runs(path)):
-        colour = THEMES[theme]["methods"][i % 8] if "methods" in THEMES[theme] else None
-        away = [
-            f"step {int(k)}<br>{number(float(r))} off the plane" for k, r in zip(one.step, one.residual, strict=True)
-        ]
+        colour = THEMES[theme][(i + 1) % 8]
+        off = zip(one.step.values, one.residual.values, strict=True)
+        away = [f"step {int(k)}<br>{number(float(r))} off the plane" for k, r in off]
         drawn = {"x": one.a.values, "y": one.b.values, "hovertext": away, "hoverinfo": "text", "name": f"path {i + 1}"}
         figure.add_scatter(**drawn, mode="lines+markers", marker={"size": 3}, line={"width": 2, "color": colour})
     for update, name in ((figure.update_xaxes, "a"), (figure.update_yaxes, "b")):

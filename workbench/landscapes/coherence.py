@@ -62,7 +62,7 @@ def noise_scale(
 
     Args: as of `coherence`.
 
-    Source: McCandlish et al. 2018, arXiv:1812.06162, section 2.2; appendix A.1 with batches of 1 and n.
+    Source: McCandlish et al. 2018, arXiv:1812.06162; equal to its estimate from two batch sizes, 1 and n.
     """
     rows = _drawn(landscape, samples, key)
     return _stacked([_noise_scale(m) for m in _each_run(landscape, x, rows, watch)])

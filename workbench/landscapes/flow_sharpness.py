@@ -27,7 +27,7 @@ def flow_solution(w: Tensor) -> Tensor:
         ValueError: when there are no weights.
 
     Source: Kreisler, Nacson, Soudry & Carmon 2023, arXiv:2305.13064, who define the quantity; the closed form is
-    derived here from the conservation law and compared with integrated flow.
+    derived here from the conservation law, and compared with integrated flow.
     """
     if w.ndim == 0 or not w.shape[0] or not w.is_floating_point():
         raise ValueError(f"expected weights (n, ...) with the layers first, got shape {tuple(w.shape)} of {w.dtype}")

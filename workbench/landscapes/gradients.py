@@ -70,7 +70,7 @@ class Moments(NamedTuple):
 def moments(landscape: Landscape, x: Tensor, rows: Any = None, watch: Watch = None) -> Moments:
     """What the estimates are made of, at one point x (parameters,), without keeping the gradients."""
     rows = samples_of(landscape, rows)
-    parts = rows.split(_chunk(landscape))
+    parts = rows.split(_chunk(landscape, factors=True))
     squares, along, total = [], [], torch.zeros_like(x)
     for i, part in enumerate(parts):
         square, own = _norms(landscape, x, part)
@@ -93,8 +93,11 @@ def samples_of(landscape: Landscape, rows: Any = None) -> Tensor:
     return torch.as_tensor(rows, device=landscape.start.device)
 
 
-def _chunk(landscape: Landscape) -> int:
-    return max(1, CHUNK_NUMBERS // landscape.dim)
+def _chunk(landscape: Landscape, factors: bool = False) -> int:
+    """How many samples at once: what one of them takes is its gradient, or the factors of it."""
+    shapes = landscape.space.shapes
+    numbers = sum(map(sum, shapes)) if factors and _layered(landscape) else landscape.dim
+    return max(1, CHUNK_NUMBERS // numbers)
 
 
 def _say(watch: Watch, share: float) -> None:

@@ -105,7 +105,7 @@ def spectral_decoupling(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
     Raises:
         ValueError: when it is negative or not finite.
 
-    Source: Pezeshki et al. 2021, arXiv:2011.09468.
+    Source: Pezeshki et al. 2021, arXiv:2011.09468. Implementations that add λ ŷ² without the half are twice as strong.
     """
     if not 0 <= strength < math.inf:
         raise ValueError(f"expected strength to be a number from 0, got {strength}")

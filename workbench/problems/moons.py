@@ -1,4 +1,4 @@
-"""Two moons one above the other, which a line just tells apart: an easy feature beside a harder, better one."""
+"""Two moons one above the other, which a straight line just tells apart: an easy feature beside a better one."""
 
 import math
 from typing import Any

@@ -44,15 +44,15 @@ def data_loss(landscape: Landscape, x: Tensor) -> dict[str, Any]:
         return {"data_loss": landscape(x)[0]}
 
 
-def sharpness(landscape: Landscape, x: Tensor) -> dict[str, float]:
+def sharpness(landscape: Landscape, x: Tensor, *, most: int = 60, tolerance: float = 1e-4) -> dict[str, float]:
     """λ₁, the largest eigenvalue of ∇²L(x), and `sharpness_error`, within which some eigenvalue of it is."""
-    found = top_eigenpairs(hessian(landscape, x[0]), 1, tolerance=1e-4, most=60)
+    found = top_eigenpairs(hessian(landscape, x[0]), 1, tolerance=tolerance, most=most)
     return {"sharpness": float(found.values[0]), "sharpness_error": float(found.residuals[0])}
 
 
-def trace(landscape: Landscape, x: Tensor) -> dict[str, float]:
+def trace(landscape: Landscape, x: Tensor, *, draws: int = 10) -> dict[str, float]:
     """tr ∇²L(x) by Hutchinson's estimator, and its standard error; the draws are the same at every step."""
-    found = hutchinson(hessian(landscape, x[0]), 10)
+    found = hutchinson(hessian(landscape, x[0]), draws)
     return {"trace": float(found.value), "trace_error": float(found.standard_error or 0.0)}
 
 
