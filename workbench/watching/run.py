@@ -243,7 +243,8 @@ class Watch:
 
     def trajectory(self) -> tuple[np.ndarray, np.ndarray]:
         """(steps (n,), points (n, parameters)) that were kept, the start among them."""
-        return self.points.arrays()
+        steps, points = self.points.arrays()
+        return steps, points if len(steps) else self.point().cpu().numpy()[None][:0]
 
     def record(self) -> xr.Dataset:
         """What was measured so far; dims run, step, group, measured, layer, kept, parameter."""
