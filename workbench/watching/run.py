@@ -163,6 +163,7 @@ class Watch:
             for measure in self._due:
                 with self._guarded(measure):
                     self._take(measure, step)
+                measure.taken(step)
             self.outlet.serve()
 
     @contextlib.contextmanager
@@ -176,7 +177,6 @@ class Watch:
             say(f"{measure.name!r} failed at step {self.index} and was dropped: {error}")
 
     def _take(self, measure: Measure, step: int) -> None:
-        measure.last, measure.times = step, measure.times + 1
         if measure.name == "norms" and measure.probe is None:
             self.norms.after(step)
         elif measure.probe is None:
