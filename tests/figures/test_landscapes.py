@@ -27,7 +27,7 @@ def test_a_slice_and_its_paths_are_drawn_where_they_are(made, theme):
     for run in range(2):
         np.testing.assert_allclose(figure.data[1 + run].x, path.a[run])
         np.testing.assert_allclose(figure.data[1 + run].y, path.b[run])
-    words = figure.layout.title.subtitle.text
+    words = figure.layout.title.subtitle.text.replace("<br>", " ")
     assert f"{100 * path.attrs['variance_share']:.1f} % of the path's variance" in words
     assert "1,438 training samples" in words
     np.testing.assert_allclose(surface(grid, theme=theme).data[0].z, np.log10(grid.loss.values))
@@ -54,4 +54,4 @@ def test_what_is_not_finite_is_left_blank_and_said(made):
     _, grid, _ = made
     holed = grid.copy(deep=True)
     holed.loss[0, 0] = np.nan
-    assert "4.0% of the points" in contours(holed).layout.title.subtitle.text
+    assert "4.0% of the points" in contours(holed).layout.title.subtitle.text.replace("<br>", " ")

@@ -1,6 +1,7 @@
 """Gradients of single samples: those of the tape, one by one; estimates: closed forms, and their spread over draws."""
 
 import dataclasses
+import importlib
 import itertools
 import math
 
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
-from workbench.landscapes import coherence as module
 from workbench.landscapes import gradients, landscape, of_training
 from workbench.landscapes.coherence import coherence, gradient_statistics, m_coherence, noise_scale
 from workbench.landscapes.gradients import alignment, gram, moments, per_example_gradients
 
+module = importlib.import_module("workbench.landscapes.coherence")  # the package has a function of that name
 pytestmark = pytest.mark.usefixtures("one_thread")
 F64 = {"dtype": torch.float64}
 

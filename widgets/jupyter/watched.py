@@ -40,7 +40,10 @@ def watch_view(run: Watch, names: Sequence[str] = ("loss", "gradient_norm"), *, 
 def _display(figure: go.Figure) -> Any:
     from IPython.display import display
 
-    return display(figure, display_id=True)
+    shown = display(figure, display_id=True)
+    if shown is None:
+        raise RuntimeError("expected a notebook, got a plain Python session: give `show`, or use run.listen")
+    return shown
 
 
 def _figure(run: Watch, names: Sequence[str]) -> go.Figure:
@@ -52,7 +55,8 @@ def _figure(run: Watch, names: Sequence[str]) -> go.Figure:
         if name in record and record[name].dims == ("run", "step"):
             curve = record[name][0].dropna("step")
             curve = curve[:: max(1, -(-curve.sizes["step"] // POINTS))]
-            figure.add_scatter(x=curve["step"].values, y=curve.values, name=name, row=row, col=1)
+            if curve.size:
+                figure.add_scatter(x=curve["step"].values, y=curve.values, name=name, row=row, col=1)
     figure.update_xaxes(title_text="step", row=len(names))
     title = f"step {run.index:,}; watching takes {100 * run.share:.0f} % of the time"
     return figure.update_layout(title=title, height=180 * len(names) + 100, showlegend=False)

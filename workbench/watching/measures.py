@@ -25,11 +25,16 @@ class Measure:
         self.last, self.spent, self.times = 0, 0.0, 0
 
     def due(self, step: int, elapsed: float) -> bool:
-        """Whether to measure at this step. The first time is free: what it costs is known only then."""
+        """Whether to measure at this step. The first time, which prepares what is needed, does not count."""
         if self.times == 0 or self.share is None:
             return not self.times or step - self.last >= self.every
-        cost = self.spent / self.times
+        cost = self.spent / max(self.times - 1, 1)
         return step - self.last >= self.every and self.spent + cost <= self.share * elapsed
+
+    def taken(self, step: int) -> None:
+        """It was measured at this step."""
+        self.spent = self.spent if self.times else 0.0
+        self.last, self.times = step, self.times + 1
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:

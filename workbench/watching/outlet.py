@@ -47,9 +47,9 @@ class Outlet:
         now = time.perf_counter()
         room = math.inf if self.share is None else self.share / 2 * self.run.elapsed
         if self.listeners and now - self.told >= LIVE_SECONDS and self.telling <= room:
-            self.told = now
             self._tell()
-            self.telling += time.perf_counter() - now
+            self.told = time.perf_counter()
+            self.telling += self.told - now
         if self.run.path is not None and now - self.flushed >= self.flush and self.writing <= room:
             self._write()
 

@@ -163,6 +163,7 @@ class Watch:
             for measure in self._due:
                 with self._guarded(measure):
                     self._take(measure, step)
+                measure.taken(step)
             self.outlet.serve()
 
     @contextlib.contextmanager
@@ -176,7 +177,6 @@ class Watch:
             say(f"{measure.name!r} failed at step {self.index} and was dropped: {error}")
 
     def _take(self, measure: Measure, step: int) -> None:
-        measure.last, measure.times = step, measure.times + 1
         if measure.name == "norms" and measure.probe is None:
             self.norms.after(step)
         elif measure.probe is None:
@@ -243,7 +243,8 @@ class Watch:
 
     def trajectory(self) -> tuple[np.ndarray, np.ndarray]:
         """(steps (n,), points (n, parameters)) that were kept, the start among them."""
-        return self.points.arrays()
+        steps, points = self.points.arrays()
+        return steps, points if len(steps) else self.point().cpu().numpy()[None][:0]
 
     def record(self) -> xr.Dataset:
         """What was measured so far; dims run, step, group, measured, layer, kept, parameter."""
