@@ -23,7 +23,8 @@ from workbench.watching.series import Series
 from workbench.watching.written import written
 
 FIXED, OUTLETS = 0.35, 0.25
-"""Shares of the budget left for the hooks themselves and what they slow down unseen, and for writing and listeners; the measures divide the rest."""
+"""Shares of the budget left for the hooks themselves and what they slow down unseen, and for writing and
+listeners; the measures divide the rest."""
 
 
 class Watch:
