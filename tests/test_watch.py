@@ -459,7 +459,7 @@ def test_what_a_costly_probe_takes_stays_in_the_budget():
             plain(model, optimizer, 1)
     record = run.record()
     times = np.isfinite(record["slow"].values).sum()
-    assert 3 <= times <= 6  # 2 s × 0.2 × half / 2 / 20 ms = 5, and the first
+    assert 3 <= times <= 6  # 2 s × 0.2 × 0.4 / 2 / 20 ms = 4, and the first
     assert record.attrs["share"] == pytest.approx(run.share, abs=1e-3)
     assert 0.05 < run.share < 0.2
 
