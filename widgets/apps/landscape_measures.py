@@ -70,9 +70,9 @@ class Curvature(Measures):
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
         self._count += 1
         self.thorough = not session.playing or self._count % RARELY == 0
-        found = super().take(session, into=into)
+        share, found = self.share, super().take(session, into=into)
         if not session.playing:
-            self._next = 0.0  # what was measured at rest took nobody's time
+            self._next, self.share = 0.0, share  # what was measured at rest took nobody's time
         return cast(Row, found)
 
     def _row(self, routine: Any, state: Any) -> Row:
