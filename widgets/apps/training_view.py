@@ -347,7 +347,9 @@ class TrainingShell(Shell):
             sharp.append({"name": "edge", **limit, "colour": colours[1], "dash": "dash"})
             top.append({"name": "share", **known(steps, rows["share"][:, 0]), "colour": colours[2], "markers": True})
         cursor = session.index
-        figure = curves(sharp, title="Sharpness, and the edge (dashed)", theme=self.theme, cursor=cursor)
+        values = np.concatenate([one["values"] for one in sharp]) if sharp else np.ones(1)
+        log = bool((values > 0).all()) and bool(values.max(initial=1) > APART * values.min(initial=1))
+        figure = curves(sharp, title="Sharpness, and the edge (dashed)", log=log, theme=self.theme, cursor=cursor)
         self.sharp.object = _named(figure)
         title = "Share of the gradient in the 10 top eigenvectors"
         self.top.object = _named(curves(top, title=title, theme=self.theme, cursor=cursor, bounds=(0.0, 1.0)))
@@ -360,6 +362,8 @@ class TrainingShell(Shell):
 
 
 DASHES = ("solid", "dash", "dot")
+APART = 20
+"""Sharpness and edge further apart than this factor are drawn on a logarithmic axis."""
 CURVATURE = 4
 """Which tab shows curvature."""
 
