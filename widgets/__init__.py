@@ -1,7 +1,7 @@
 """Everything a person touches: controls, the player, the apps, and the server that shows them.
 
-In a notebook `widgets.Descent()`, `widgets.Training(model, loss, data)`, `widgets.Flow(points)` and
-`widgets.Sampler(field)` open an app in a frame;
+In a notebook `widgets.Descent()`, `widgets.Training(model, loss, data)`, `widgets.Landscape(model, loss, data)`,
+`widgets.Flow(points)` and `widgets.Sampler(field)` open an app in a frame;
 `widgets.controls(session)` and `widgets.Player(session)` are native widgets to compose with.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 _HOME = {
     "Descent": "widgets.jupyter",
     "Training": "widgets.jupyter",
+    "Landscape": "widgets.jupyter",
     "Flow": "widgets.jupyter",
     "Sampler": "widgets.jupyter",
     "Player": "widgets.jupyter",

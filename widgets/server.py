@@ -21,6 +21,11 @@ APPS = {
         "Training",
         "Train a network on real data; every setting can be turned live.",
     ),
+    "landscape": (
+        "widgets.apps.landscape",
+        "Landscape",
+        "The loss around networks as they learn, and how curved it is: one plane, and what it leaves out.",
+    ),
     "sampler": ("widgets.apps.sampler", "Sampler", "Step solvers through a field, one evaluation at a time."),
     "flow": ("widgets.apps.flow", "Flow", "Train a generative flow, watch its paths bend, straighten them."),
 }

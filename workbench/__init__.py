@@ -26,6 +26,7 @@ from workbench.samplers.unmasking import unmasking
 from workbench.session import Edit, Session
 from workbench.together import side_by_side
 from workbench.training import training
+from workbench.watch import watch
 
 __version__ = "0.1.0"
 
@@ -64,4 +65,5 @@ __all__ = [
     "trained_field",
     "training",
     "unmasking",
+    "watch",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from workbench.descent import guard, value_and_gradient
 from workbench.optimizers.base import Optimizer
 from workbench.problems.data import Data, Dataset, as_data
-from workbench.problems.losses import LOSSES, SLOPES, Loss, Slope, per_run
+from workbench.problems.losses import LOSSES, OF_CLASSES, SLOPES, Loss, Slope, per_run
 from workbench.problems.networks import Model, Module
 from workbench.routine import RUNNING, Hyper, Key, Probe, Routine, Variable, unknown
 
@@ -57,8 +57,8 @@ class Training(Routine):
         self.device, self.dtype = torch.device(device), dtype
         if isinstance(loss, str) and loss not in LOSSES:
             raise unknown("a loss", loss, LOSSES)
-        if loss == "cross_entropy" and not data.classes:
-            raise ValueError(f"expected data with classes for cross_entropy, got values in {data.name!r}; use 'mse'")
+        if loss in OF_CLASSES and not data.classes:
+            raise ValueError(f"expected data with classes for {loss}, got values in {data.name!r}; use 'mse'")
         if loss == "mse" and data.classes:
             raise ValueError(f"expected data with values for mse, got classes in {data.name!r}; use 'cross_entropy'")
         if loss == "mse" and data.y.ndim == 1:
@@ -260,7 +260,8 @@ def training(
 
     Args:
         model: a catalogue name ("mlp", "linear"), a `Model`, or your own `nn.Module` (its weights are the start).
-        loss: "cross_entropy", "mse", or a callable loss(outputs, targets) -> one number, the mean over the batch.
+        loss: "cross_entropy", "squared" (½ |outputs - one-hot|²), "mse" (of values), or a callable
+            loss(outputs, targets) -> one number, the mean over the batch.
         data: a catalogue name ("digits"), a `Dataset` of it, a `Data`, or a tuple (x, y) or (x, y, x_test, y_test)
             of arrays.
         optimizer: a catalogue name, an `Optimizer`, or a subclass of `torch.optim.Optimizer`.

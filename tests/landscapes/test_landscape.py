@@ -21,8 +21,12 @@ def net(outputs=3):
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, outputs)).double()
 
 
-def squared(outputs, targets):
+def own_mse(outputs, targets):
     return F.mse_loss(outputs, targets)
+
+
+def one_hot(outputs, targets):
+    return ((outputs - torch.eye(3, dtype=torch.float64)[targets]) ** 2).sum(1).mean() / 2
 
 
 @pytest.mark.parametrize(
@@ -31,7 +35,8 @@ def squared(outputs, targets):
         ("cross_entropy", F.cross_entropy, True),
         (F.cross_entropy, F.cross_entropy, True),
         ("mse", F.mse_loss, False),
-        (squared, F.mse_loss, False),
+        (own_mse, F.mse_loss, False),
+        ("squared", one_hot, True),
     ],
 )
 def test_equals_the_plain_loss_and_the_mean_over_single_samples(loss, plain, classes):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import workbench as wb
-from workbench.problems.losses import LOSSES, cross_entropy, mse
+from workbench.problems.losses import cross_entropy, mse
 from workbench.problems.networks import ACTIVATIONS, KeyedDropout, Module
 from workbench.tree import same_bits
 
@@ -393,7 +393,7 @@ def test_a_loss_that_gives_no_number_is_refused_in_a_sentence(loss, words, runs)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "crossentropy"}, "expected a loss to be one of cross_entropy, mse; got 'crossentropy'"),
+        ({"loss": "crossentropy"}, "expected a loss to be one of cross_entropy, mse, squared; got 'crossentropy'"),
         ({"loss": "mse"}, "expected data with values for mse, got classes"),
         ({"data": "diabetes"}, "expected data with classes for cross_entropy, got values in 'diabetes'; use 'mse'"),
         ({"data": "digit"}, "Did you mean 'digits'"),
@@ -439,4 +439,3 @@ def test_a_module_in_other_dtypes_and_on_other_devices_takes_its_frozen_part_alo
     assert {b.dtype for b in state.buffers.values()} == {torch.float64, torch.int64}
     assert state.x.dtype == torch.float64
     assert isinstance(routine.model, Module)
-    assert set(LOSSES) == {"cross_entropy", "mse"}

@@ -5,6 +5,7 @@ waits; what changed is told to listeners by signal: "frame" (the picture), "curv
 "message" (text for a person), "settings" (another problem or method).
 """
 
+import atexit
 import contextlib
 import copy
 import dataclasses
@@ -13,6 +14,7 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ SAVED = "the saved run"
 QUIET = object()
 """What a command returns when nothing has to be shown again."""
 log = logging.getLogger("widgets")
+_desks: "weakref.WeakSet[Desk]" = weakref.WeakSet()
 
 
 @dataclasses.dataclass
@@ -87,6 +90,7 @@ class Desk:
         self._asked: dict[str, Any] = {}
         self._asking = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
+        _desks.add(self)
         self._thread.start()
         self._open(dict(query or {}))
 
@@ -567,3 +571,11 @@ class Desk:
         if not self.session.playing:
             self.tick(self.session)
         self.tell("curves")
+
+
+@atexit.register
+def _leave() -> None:
+    """End what desks do before the interpreter goes: a thread inside torch would abort the process."""
+    for desk in list(_desks):
+        desk.close()
+        desk._thread.join(5)

@@ -16,6 +16,7 @@ import numpy as np
 
 import workbench as wb
 from widgets.apps.desk import FRAME_SECONDS, Desk
+from widgets.apps.landscape_measures import Curvature
 from widgets.apps.training_measures import SHARE, Measures
 from widgets.apps.training_picture import Answers, Picture
 from widgets.player import Frame, Scene, export_html
@@ -78,7 +79,9 @@ class TrainingDesk(Desk):
         self.own = {"model": model, "loss": loss, "data": data, "optimizer": optimizer}
         self.uploads: dict[str, wb.Data] = {}
         self.awaited: dict[str, str] | None = None
-        self.measures = Measures()
+        self.measures, self.curvature = Measures(), Curvature()
+        self.curved = False
+        """Whether curvature is measured: while somebody looks at it."""
         self.picked: int | None = None
         self.trouble = ""
         self._kept: dict[str, Any] = {}
@@ -339,6 +342,8 @@ class TrainingDesk(Desk):
     def tick(self, session: wb.Session) -> None:
         if not session.playing or self.measures.due():
             self.measures.take(session)
+        if self.curved and (not session.playing or self.curvature.due()):
+            self.curvature.take(session)
 
     # ---- explosions
 

@@ -5,6 +5,7 @@ Every measurement is a pure function of a state, so going back and measuring aga
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -60,13 +61,18 @@ def measure(routine: Any, state: Any) -> Row:
 class Measures:
     """Rows by line of time and step, and what they cost.
 
+    Args:
+        measure: (routine, state) to a row, a named tuple of numbers and arrays of one shape at every step.
+        share: most of the time that measuring may take while a run plays.
+
     Attributes:
         cost: seconds one measurement takes.
         share: part of the time that measuring took lately, 0 to 1.
     """
 
-    def __init__(self) -> None:
-        self._rows: WeakKeyDictionary[wb.Session, dict[int, Row]] = WeakKeyDictionary()
+    def __init__(self, measure: Callable[[Any, Any], Any] = measure, share: float = SHARE) -> None:
+        self._measure, self._most = measure, share
+        self._rows: WeakKeyDictionary[wb.Session, dict[int, Any]] = WeakKeyDictionary()
         self._pasts: WeakKeyDictionary[wb.Session, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
         self.cost, self.share = 0.0, 0.0
@@ -76,7 +82,7 @@ class Measures:
         """Whether the budget allows another measurement while a run plays."""
         return time.perf_counter() >= self._next
 
-    def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
+    def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Any:
         """Measure where a session stands (nothing is done twice), and keep it under that session or `into`."""
         step, state = session.now
         owner = into or session
@@ -84,12 +90,12 @@ class Measures:
         if known is not None:
             return known
         began = time.perf_counter()
-        row = measure(session.routine, state)
+        row = self._measure(session.routine, state)
         ended = time.perf_counter()
         spent = ended - began
         self.cost = spent if not self.cost else 0.7 * self.cost + 0.3 * spent
         self.share = 0.7 * self.share + 0.3 * spent / max(spent, ended - self._ended)
-        self._next, self._ended = ended + self.cost * (1 / SHARE - 1), ended
+        self._next, self._ended = ended + spent * (1 / self._most - 1), ended
         with self._lock:
             rows = self._rows.setdefault(owner, {})
             rows[step] = row
@@ -105,17 +111,17 @@ class Measures:
 
     def beside(self, parent: wb.Session, twin: wb.Session) -> "Measures":
         """Measures apart for a branch, with the rows of the past it shares: its cost slows no live measuring."""
-        apart = Measures()
+        apart = Measures(self._measure, self._most)
         apart.cost, past = self.cost, self._kept(parent)
         with self._lock:
             apart._rows[twin] = {k: row for k, row in past.items() if k <= twin.index}
         return apart
 
-    def at(self, session: wb.Session, step: int) -> Row | None:
+    def at(self, session: wb.Session, step: int) -> Any:
         """The row of a step, None when that step was not measured."""
         return self._kept(session).get(step)
 
-    def _kept(self, session: wb.Session) -> dict[int, Row]:
+    def _kept(self, session: wb.Session) -> dict[int, Any]:
         """A session's rows, without those of a future that code which holds the session has changed since."""
         with self._lock:
             rows, known = self._rows.setdefault(session, {}), self._pasts.get(session, 0)
@@ -133,9 +139,11 @@ class Measures:
         with self._lock:
             rows = sorted(kept.items())
         steps = np.array([k for k, _ in rows], dtype=np.int64)
-        return steps, {name: np.array([getattr(row, name) for _, row in rows]) for name in Row._fields} if rows else {}
+        if not rows:
+            return steps, {}
+        return steps, {name: np.array([getattr(row, name) for _, row in rows]) for name in rows[0][1]._fields}
 
     @staticmethod
-    def _thin(rows: dict[int, Row]) -> None:
+    def _thin(rows: dict[int, Any]) -> None:
         for k in sorted(rows)[1:-1:2]:
             del rows[k]

@@ -13,6 +13,7 @@ import panel_material_ui as pmui
 import workbench as wb
 from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.landscape_measures import edge, known
 from widgets.apps.plot import LivePlot
 from widgets.apps.shell import FIELD, Shell
 from widgets.apps.tables import TABLE
@@ -41,6 +42,11 @@ futures among them, by their letter.
 **Layers.** Euclidean norm of every block of weights, and of the gradient of the loss over *all* training samples (not
 of a minibatch) with respect to it.
 
+**Curvature.** Sharpness is λ₁, the largest eigenvalue of the Hessian of the loss over all training samples, measured
+while this tab is open in at most a fifth of the time. Dashed: the edge 2 (1 + momentum) / lr above which a step along
+that direction grows instead of shrinking; for Adam and AdamW both are those of the Hessian after their scaling. The app
+*Landscape* shows the loss around the path, and several trainings on one plane.
+
 **Stopping.** A playing run stops when its minibatch loss is more than 1,000 times the first one, or not finite.
 Go back, branch with a lower rate. Nothing is lost: every step can be reached again, to the same bits.
 
@@ -60,6 +66,8 @@ class TrainingShell(Shell):
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
         self.loss, self.scores = LivePlot(**plot, min_height=220), LivePlot(**plot, min_height=180)
         self.weights, self.gradients = LivePlot(**plot, min_height=200), LivePlot(**plot, min_height=200)
+        self.sharp, self.top = LivePlot(**plot, min_height=220), LivePlot(**plot, min_height=180)
+        self.spent = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
         self.log = pmui.Switch(label="logarithmic loss", value=True, margin=(0, 8), size="small")
         self.log.param.watch(lambda event: self._draw(), "value")
         self.headline = pn.pane.HTML("", margin=(4, 8), sizing_mode="stretch_width")
@@ -198,14 +206,23 @@ class TrainingShell(Shell):
             ("Mistakes", pn.Column(self.headline, self.tiles, self.worst, **fill, styles=scroll)),
             ("Layers", pn.Column(self.weights, self.gradients, words, **fill)),
             ("Confusion", pn.Column(self.matrix, **fill, styles=scroll)),
+            ("Curvature", pn.Column(self.sharp, self.top, self.spent, **fill)),
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 
     def page(self) -> Any:
         made = super().page()
-        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
+        self.tabs_view.param.watch(self._turned_to, "active")
         self._draw_twice()
         return made
+
+    def _turned_to(self, event: Any) -> None:
+        """Another tab is in front: curvature is measured while it is the one that shows it."""
+        desk = self.desk
+        desk.curved = event.new == CURVATURE
+        if desk.curved and not desk.session.playing:
+            desk.do(lambda: None, newest="curvature")
+        self._draw_twice()
 
     def close(self) -> None:
         super().close()
@@ -235,7 +252,9 @@ class TrainingShell(Shell):
         """The tab in front, as the desk stands."""
         if self.desk.closed or not hasattr(self, "tabs_view"):
             return
-        draw = (self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_confusion)
+        draw = (
+            self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_confusion, self._draw_curvature,
+        )  # fmt: skip
         active, now = self.tabs_view.active, time.perf_counter()
         slow = active in (1, 3) and self.desk.session.playing and now - self._drawn < SLOW_SECONDS
         if active < len(draw) and not slow:
@@ -314,11 +333,35 @@ class TrainingShell(Shell):
         else:
             self.worst.object = picture.table(answers, picked)
 
+    def _draw_curvature(self) -> None:
+        desk, session = self.desk, self.desk.session
+        steps, rows = desk.curvature.arrays(session)
+        colours = palette.LIGHT if self.theme == "light" else palette.DARK
+        sharp: list[dict[str, Any]] = []
+        top: list[dict[str, Any]] = []
+        if rows:
+            scaled = bool(np.isfinite(rows["turned"]).any())
+            name, values = ("after Adam's scaling", "turned") if scaled else ("sharpness", "sharpness")
+            sharp.append({"name": name, **known(steps, rows[values][:, 0]), "colour": colours[0], "markers": True})
+            limit = known(steps, edge(session, "", steps))
+            sharp.append({"name": "edge", **limit, "colour": colours[1], "dash": "dash"})
+            top.append({"name": "share", **known(steps, rows["share"][:, 0]), "colour": colours[2], "markers": True})
+        cursor = session.index
+        figure = curves(sharp, title="Sharpness, and the edge (dashed)", theme=self.theme, cursor=cursor)
+        self.sharp.object = _named(figure)
+        title = "Share of the gradient in the 10 top eigenvectors"
+        self.top.object = _named(curves(top, title=title, theme=self.theme, cursor=cursor, bounds=(0.0, 1.0)))
+        took = desk.curvature
+        words = f"measured in {1000 * took.cost:.0f} ms, {100 * min(1.0, took.share):.0f} % of the time"
+        self.spent.object = f"Curvature {words}; while this tab is open, at most 20 %."
+
     def _draw_confusion(self) -> None:
         self.matrix.object = self.desk.held_out().confusion(self.desk.answers())
 
 
 DASHES = ("solid", "dash", "dot")
+CURVATURE = 4
+"""Which tab shows curvature."""
 
 
 def _named(figure: dict[str, Any]) -> dict[str, Any]:

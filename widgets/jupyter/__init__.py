@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    **dict.fromkeys(("Descent", "Training", "Flow", "Sampler"), "apps"),
+    **dict.fromkeys(("Descent", "Training", "Landscape", "Flow", "Sampler"), "apps"),
     "controls": "dials",
     "Controls": "dials",
     "Player": "player",

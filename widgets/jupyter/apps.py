@@ -196,6 +196,37 @@ class Training(App):
         super().__init__(_opened(TrainingDesk, settings, runs=runs, **own), TrainingShell, height)
 
 
+class Landscape(App):
+    """The Landscape app in a frame: the loss around your network as it learns, and how curved it is.
+
+    Args:
+        model, loss, data: as of `Training`.
+        height, runs: as of `Descent`.
+        settings: what the app starts with, such as `columns`, trainings side by side like
+            `[{"optimizer": "sgd"}, {"optimizer": "adam"}]`, `plane`, `width`, and `hyper`, first values such as
+            `{"A.lr": 0.3}`.
+
+    Raises:
+        ValueError: on a setting that does not exist or is not legal, or when model, loss and data do not go together.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        loss: Any = None,
+        data: Any = None,
+        *,
+        height: int = HEIGHT,
+        runs: str | Path = "runs",
+        **settings: Any,
+    ) -> None:
+        from widgets.apps.landscape import LandscapeDesk
+        from widgets.apps.landscape_view import LandscapeShell
+
+        desk = _opened(LandscapeDesk, settings, runs=runs, model=model, loss=loss, data=data)
+        super().__init__(desk, LandscapeShell, height)
+
+
 class Flow(App):
     """The Flow app in a frame: train a flow to a density of the catalogue or to yours.
 
@@ -264,4 +295,4 @@ def _opened(kind: Callable[..., Desk], settings: dict[str, Any], **options: Any)
     return desk
 
 
-__all__ = ["App", "Descent", "Flow", "Sampler", "Training"]
+__all__ = ["App", "Descent", "Flow", "Landscape", "Sampler", "Training"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from workbench.descent import value_and_gradient
 from workbench.problems.losses import per_run
-from workbench.problems.networks import Model
+from workbench.problems.networks import MLP, Model
 from workbench.routine import Key
 from workbench.space import Space
 from workbench.training import Training
@@ -130,6 +130,8 @@ class ModelLandscape(Landscape):
 
     def each(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         inputs, targets = (self.inputs, self.targets) if rows is None else (self.inputs[rows], self.targets[rows])
+        if isinstance(self.model, MLP) and not torch.is_grad_enabled() and x.ndim == 2 and inputs.ndim == 2:
+            return self.sample_losses(self.model.answers(x, inputs).transpose(1, 2), targets)
         return self.sample_losses(self.outputs(x, inputs), targets)
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -137,6 +139,8 @@ class ModelLandscape(Landscape):
         if self.loss_given == "cross_entropy":
             aims = targets.expand(outputs.shape[:2])
             return F.cross_entropy(outputs.transpose(1, 2), aims, reduction="none")
+        if self.loss_given == "squared":
+            return (outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)).square().sum(2) / 2
         if self.loss_given == "mse":
             return (outputs - targets).square().flatten(2).mean(2)
         one = torch.func.vmap(lambda out, aim: self.loss(out[None, None], aim[None])[0], in_dims=(0, 0))

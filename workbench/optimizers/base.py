@@ -17,7 +17,7 @@ class Optimizer(Declared):
 
     family: ClassVar[str] = "optimizers"
     kind: ClassVar[str] = "optimizer"
-    draws: ClassVar[int] = 1
+    draws: int = 1
     """Minibatches a step draws: oracle(x, draw=j) takes the j-th."""
 
     def init(self, space: Space, x: Tensor) -> Any:

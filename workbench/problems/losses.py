@@ -1,5 +1,6 @@
 """Losses of a network's outputs, mean per sample and one a run, and their slopes: where the chain rule starts."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,25 @@ def mse_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return rest.square().flatten(1).mean(1), rest * (2 / rest[0].numel())
 
 
+def squared(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ |outputs - one-hot target|², mean over the batch, per run: (runs, batch, classes), (batch,) to (runs,).
+
+    Squared error for classes, with which the edge of stability is clearest. Source: Cohen et al. 2021,
+    arXiv:2103.00065, section 3.
+    """
+    return _from_one_hot(outputs, targets).square().sum(2).mean(1) / 2
+
+
+def squared_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and (outputs - one-hot target) / batch."""
+    rest = _from_one_hot(outputs, targets)
+    return rest.square().sum(2).mean(1) / 2, rest / outputs.shape[1]
+
+
+def _from_one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)
+
+
 def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.shape[-outputs.ndim + 1 :] != outputs.shape[1:]:
         shapes = tuple(outputs.shape[1:]), tuple(targets.shape)
@@ -53,8 +73,10 @@ def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs - targets
 
 
-LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse}
-SLOPES: Mapping[str, Slope] = {"cross_entropy": cross_entropy_slope, "mse": mse_slope}
+LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse, "squared": squared}
+SLOPES: Mapping[str, Slope] = {"cross_entropy": cross_entropy_slope, "mse": mse_slope, "squared": squared_slope}
+OF_CLASSES = ("cross_entropy", "squared")
+"""Losses whose targets are classes; those of the others are values."""
 
 
 def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
@@ -68,6 +90,31 @@ def per_run(loss: Callable[[Tensor, Tensor], Tensor], dims: int) -> Loss:
         return each(outputs, targets)
 
     return runs
+
+
+def spectral_decoupling(strength: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss -log softmax(outputs)[target] + (strength / 2) ‖outputs‖², mean over the batch, for `wb.training`.
+
+    The penalty is on what the net says, not on its weights. Without it the gradient of a sample dies out once one
+    feature tells its class, and the others are never learned ("gradient starvation"). With two classes it settles at
+    outputs of sum 0, where it is that of the paper, (λ/2) ŷ² on ŷ = outputs[1] - outputs[0], with λ = strength / 2.
+
+    Args:
+        strength: from 0 (cross-entropy alone).
+
+    Raises:
+        ValueError: when it is negative or not finite.
+
+    Source: Pezeshki et al. 2021, arXiv:2011.09468. Implementations that add λ ŷ² without the half are twice as strong.
+    """
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"expected strength to be a number from 0, got {strength}")
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets) + strength / 2 * outputs.square().sum(-1).mean()
+
+    loss.__name__ = f"cross-entropy with spectral decoupling {strength:g}"
+    return loss
 
 
 def _one_number(value: Any) -> Tensor:

@@ -142,6 +142,33 @@ class MLP(Model):
             h = linear(squash(h) if i else h, blocks[i], blocks[i + 1])
         return h.transpose(1, 2), {}
 
+    def answers(self, x: Tensor, inputs: Tensor, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The outputs (runs, outputs, samples) of many points on the same inputs, without gradients: for slices.
+
+        The first layer is one product for all points, or a combination (mix (runs, k), parts (k, width, samples)) of
+        what was made beforehand; what lies between is written where the last call's was (`room`), the outputs too:
+        they hold until the next call.
+        """
+        squash, blocks, runs = INTO[self.activation], self.space.blocks(x), len(x)
+        h = inputs.mT
+        for i in range(0, len(blocks), 2):
+            weight, bias = blocks[i], blocks[i + 1].unsqueeze(-1)
+            z = room(f"answer {i}", (runs, weight.shape[1], h.shape[-1]), x)
+            if i:
+                torch.baddbmm(bias, weight, squash(h, h), out=z)
+            elif first is not None:
+                torch.mm(first[0], first[1].flatten(1), out=z.view(runs, -1))
+            else:
+                torch.mm(weight.reshape(-1, weight.shape[-1]), h, out=z.view(-1, z.shape[-1]))
+                z += bias
+            h = z
+        return h
+
+    def first_layer(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """W x + b of the first layer (runs, width, samples) at points (runs, parameters): affine in the parameters."""
+        weight, bias = self.space.blocks(x)[:2]
+        return torch.matmul(weight, inputs.mT).add_(bias.unsqueeze(-1))
+
     def value_and_gradient(self, x, inputs, slope):
         """By the chain rule, from the last layer to the first: ∂W = d hᵀ, ∂b = Σ d, then d ← activation'(z) · Wᵀd.
 

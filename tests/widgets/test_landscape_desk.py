@@ -1,0 +1,180 @@
+"""The Landscape desk: trainings on one plane, what is said of it, its curvature, spectra and ways between."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.widgets.desks import done, until
+from widgets.apps.landscape import LABELS, LandscapeDesk
+from widgets.apps.landscape_measures import edge
+from workbench import landscapes
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = {"width": "8", "depth": "1", "points": "13"}
+
+
+@pytest.fixture
+def make(tmp_path):
+    made = []
+
+    def new(**more):
+        query = {**SMALL, **{name: value for name, value in more.items() if isinstance(value, str)}}
+        own = {name: value for name, value in more.items() if not isinstance(value, str)}
+        desk = LandscapeDesk(runs=tmp_path / "runs", query=query, **own)
+        desk.said = []
+        desk.on("message", lambda text, kind: desk.said.append(text))
+        made.append(desk)
+        return desk
+
+    yield new
+    for desk in made:
+        desk.close()
+
+
+def looked(desk):
+    done(desk, lambda: desk.do(desk.look))
+    assert desk.background.wait()
+    return desk
+
+
+def test_three_rates_start_at_one_point_and_the_picture_says_what_it_is(make):
+    desk = looked(make())
+    assert list(desk.parts) == list(LABELS)
+    starts = torch.stack([part.x[0] for part in desk.session.state.parts])
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    scene = desk.scene()
+    assert "filter" in scene.title
+    assert "1,438 training samples" in scene.field_label
+    assert scene.field.shape == (13, 13)
+
+
+def test_the_plane_follows_the_paths_and_tells_how_much_it_holds(make):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(30))
+    until(lambda: desk.survey is not None and desk.survey.paths is not None and desk.survey.plane.kind == "paths")
+    paths, plane = desk.survey.paths, desk.survey.plane
+    assert paths.loss.shape[0] == 3
+    assert paths.step.values[0] == 0
+    assert paths.step.values[-1] == 30
+    share = paths.attrs["variance_share"]
+    assert f"{100 * share:.1f} % of their variance" in desk.scene().title
+    for i in range(3):
+        scene = desk.landscape(i)
+        x = desk.session.state.parts[i].x
+        assert float(paths.loss[i, -1]) == pytest.approx(float(scene(x)[0]), rel=1e-4)
+        below = plane.points(plane.coords(x))
+        assert float(paths.plane_loss[i, -1]) == pytest.approx(float(scene(below)[0]), rel=1e-4)
+    assert "off the plane: A" in desk.frame().caption
+    head = desk.frame().layers[1]
+    assert float(head.x[0]) == pytest.approx(float(plane.coords(desk.session.state.parts[0].x)[0, 0]), rel=1e-4)
+
+
+def test_curvature_is_measured_beside_its_edge(make):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(20))
+    steps, rows = desk.curvature.arrays(desk.session)
+    assert steps[-1] == 20
+    for i, label in enumerate(LABELS):
+        scene = landscapes.of_training(list(desk.parts.values())[i], desk.session.state.parts[i])
+        exact = float(landscapes.sharpness(scene, tolerance=1e-8).values)
+        assert rows["sharpness"][-1, i] == pytest.approx(exact, rel=0.02)
+        top = landscapes.top_eigenpairs(landscapes.hessian(scene), 10, tolerance=1e-8)
+        _, gradient = scene.gradient(scene.start[None])
+        assert rows["share"][-1, i] == pytest.approx(float(landscapes.share(gradient[0], top.vectors)), abs=0.02)
+        assert edge(desk.session, label, steps)[-1] == pytest.approx(2 / desk.session.hyper[f"{label}.lr"])
+    done(desk, lambda: desk.turn("B.lr", 0.05))
+    done(desk, lambda: desk.step(5))
+    assert edge(desk.session, "B", np.array([20, 25]))[-1] == pytest.approx(40)
+
+
+def test_adam_is_held_against_its_own_edge(make):
+    desk = done(make(columns='[{"optimizer":"adam"}]'), lambda: None)
+    done(desk, lambda: desk.step(10))
+    steps, rows = desk.curvature.arrays(desk.session)
+    assert np.isfinite(rows["turned"][-1, 0])
+    assert edge(desk.session, "A", steps)[-1] == pytest.approx(38 / desk.session.hyper["A.lr"], rel=1e-6)
+
+
+@pytest.mark.parametrize("plane", ["ends", "sharpest", "filter", "layer", "none"])
+def test_every_kind_of_plane_can_be_looked_at_while_the_run_goes_on(make, plane):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(12))
+    session = desk.session
+    done(desk, lambda: desk.set_view(plane=plane))
+    assert desk.background.wait()
+    assert desk.session is session
+    assert desk.survey.paths is not None
+    assert np.isfinite(desk.survey.grid.loss).all()
+    kinds = {"ends": "through", "sharpest": "eigen"}
+    assert desk.survey.plane.kind == kinds.get(plane, "random")
+
+
+def test_spectra_and_ways_are_worked_out_on_demand(make):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(15))
+    done(desk, lambda: desk.do(desk.show_spectrum))
+    assert desk.background.wait()
+    assert list(desk.spectra) == list(LABELS)
+    for found in desk.spectra.values():
+        assert np.trapezoid(found.density, found.eigenvalue) == pytest.approx(1, abs=0.02)
+    done(desk, lambda: desk.do(desk.show_between))
+    assert desk.background.wait()
+    assert len(desk.between) == 3
+    ends = [float(desk.landscape(i)(desk.session.state.parts[i].x)[0]) for i in (0, 1)]
+    for found in desk.between.values():
+        assert found.loss.values[[0, -1]] == pytest.approx(ends, rel=1e-4)
+        assert math.isfinite(found.attrs["barrier"])
+
+
+def test_cancel_ends_what_is_worked_out(make):
+    desk = make(width="256", depth="3", points="97")
+    desk.do(desk.look)
+    until(lambda: desk.survey is not None)
+    desk.cancel()
+    assert desk.background.wait(5)
+    assert desk.survey.paths is None
+    assert desk.survey.grid.sizes["a"] < 97
+
+
+def test_your_own_network_and_data(make):
+    x, y = torch.randn(60, 4), torch.arange(60) % 3
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    desk = looked(make(model=net, loss="cross_entropy", data=(x, y)))
+    start = torch.cat([p.detach().flatten() for p in net.parameters()])
+    torch.testing.assert_close(desk.session.state.parts[0].x[0], start)
+    done(desk, lambda: desk.step(5))
+    assert desk.background.wait()
+    assert desk.survey.plane.kind == "paths"
+
+
+def test_a_run_reopens_from_its_link_and_from_its_script(make):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(6), lambda: desk.turn("A.lr", 0.1), lambda: desk.step(3))
+    twin = done(make(**desk.query()), lambda: None)
+    assert twin.session.index == 9
+    for ours, theirs in zip(desk.session.state.parts, twin.session.state.parts, strict=True):
+        assert torch.equal(ours.x, theirs.x)
+    assert "wb.side_by_side" in desk.script()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"columns": []}, "1 to 3 trainings"),
+        ({"columns": [{"optimizer": "nonsense"}]}, "expected an optimizer"),
+        ({"plane": "flat"}, "expected a plane"),
+        ({"points": 1000}, "points a side"),
+        ({"data": "nonsense"}, "expected a data set"),
+    ],
+)
+def test_bad_choices_are_told_and_change_nothing(make, chosen, words):
+    desk = done(make(), lambda: None)
+    session = desk.session
+    command = desk.set_view if "plane" in chosen or "points" in chosen else desk.choose
+    done(desk, lambda: command(**chosen))
+    assert any(words in text for text in desk.said), desk.said
+    assert desk.session is session

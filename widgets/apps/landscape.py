@@ -1,0 +1,389 @@
+"""Landscape: networks learn side by side, and their ways are drawn on one plane through the loss, honestly.
+
+What the page shows of it is in `landscape_view`, the picture in `landscape_picture`, curvature in `landscape_measures`.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+import workbench as wb
+from widgets.apps.background import Background, Watch
+from widgets.apps.desk import Desk
+from widgets.apps.landscape_measures import Curvature
+from widgets.apps.landscape_picture import PlanePicture, Track, stands
+from widgets.apps.training import OWN, load
+from widgets.player import Frame, Scene
+from workbench import landscapes
+from workbench.catalogue import find
+from workbench.problems.data import as_data
+from workbench.problems.losses import OF_CLASSES
+from workbench.problems.networks import MLP
+from workbench.routine import unknown
+
+LABELS = "ABC"
+"""Trainings side by side."""
+RATES = (0.3, 0.5, 0.8)
+COLUMN = {"optimizer": "sgd"}
+PLANES = {
+    "paths": "Best plane of the paths (PCA)",
+    "ends": "Through the start and the ends of two paths",
+    "sharpest": "Two sharpest directions of A",
+    "filter": "Random, normalised by filter, around A",
+    "layer": "Random, normalised by layer, around A",
+    "none": "Random, as drawn, around A",
+}
+PARTS = {"train": "training samples", "heldout": "held-out samples", "all": "all samples"}
+FINEST = (13, 25, 51, 97)
+"""Points a side of the finest picture."""
+SLICE, SPECTRUM, BETWEEN = "the slice", "the spectrum", "the paths between"
+PROBES, LANCZOS = 6, 48
+GROWN, FIRST_STEPS = 1.5, 8
+"""While it plays, a plane of the paths is laid anew when they have grown by this factor, from so many steps on."""
+
+
+class Survey(NamedTuple):
+    """What was found out about a plane: the plane, loss on its grid, the paths seen on it (None before they are)."""
+
+    plane: Any
+    grid: Any
+    paths: Any
+
+
+class LandscapeDesk(Desk):
+    """One to three networks learning, on one plane.
+
+    Args:
+        runs, query: as of every desk.
+        model: your own `nn.Module` or anything `wb.training` takes; None is chosen by settings.
+        loss: as `wb.training` takes it; None is chosen by settings.
+        data: your own `Data` or tuple of arrays, or a catalogue name; None is chosen.
+
+    Raises:
+        ValueError: when model, loss and data do not go together.
+    """
+
+    name = "landscape"
+    title = "Landscape"
+
+    def __init__(
+        self,
+        *,
+        runs: str | Path = "runs",
+        query: Mapping[str, str] | None = None,
+        model: Any = None,
+        loss: Any = None,
+        data: Any = None,
+    ) -> None:
+        data = as_data(*data) if isinstance(data, tuple | list) else data
+        self.own = {"model": model, "loss": loss, "data": data}
+        self.curvature = Curvature()
+        self.survey: Survey | None = None
+        self.spectra: dict[str, Any] = {}
+        self.between: dict[str, Any] = {}
+        self._seen: Any = None
+        self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
+        try:
+            super().__init__(runs=runs, query=query)
+        except BaseException:
+            self.closed = True
+            self.background.close()
+            self._commands.put(None)
+            raise
+
+    # ---- settings
+
+    def default_settings(self) -> dict[str, Any]:
+        net = {"width": 32, "depth": 2, "activation": "tanh"}
+        settings = {
+            "data": "digits", "model": "mlp", "loss": "squared", "columns": [{}, {}, {}], "seed": 0, "batch": 0,
+            "plane": "paths", "part": "train", "points": 51, **net,
+        }  # fmt: skip
+        for name, given in self.own.items():
+            if given is not None:
+                settings[name] = given if isinstance(given, str) else OWN
+        return settings
+
+    def check_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        columns = settings["columns"]
+        if not isinstance(columns, list) or not 1 <= len(columns) <= len(LABELS):
+            raise ValueError(f"expected 1 to {len(LABELS)} trainings side by side, got {columns!r}"[:200])
+        settings["columns"] = [_column(given) for given in columns]
+        for name, family, what in (("data", "datasets", "a data set"), ("model", "models", "a model")):
+            if settings[name] != OWN or self.own[name] is None:
+                find(family, what, settings[name])
+        for name, options in (("plane", PLANES), ("part", PARTS)):
+            if settings[name] not in options:
+                raise unknown(f"a {name}", settings[name], options)
+        for name, hyper in MLP.hypers.items():
+            settings[name] = hyper.check(settings[name])
+        for name, low, high in (("seed", 0, 2**31 - 1), ("batch", 0, 100_000)):
+            value = settings[name]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}")
+        if settings["points"] not in FINEST:
+            raise ValueError(f"expected points a side to be one of {FINEST}, got {settings['points']!r}")
+        return settings
+
+    def _pick(self, name: str, family: str) -> Any:
+        chosen = self.settings[name]
+        if chosen == OWN:
+            return self.own[name]
+        row = find(family, f"a {name}", chosen)
+        return row.make(**{h["name"]: self.settings[h["name"]] for h in row.hyper if h["name"] in MLP.hypers})
+
+    def _pick_loss(self, data: wb.Data) -> Any:
+        chosen = self.own["loss"] if self.settings["loss"] == OWN else self.settings["loss"]
+        if isinstance(chosen, str) and (chosen in OF_CLASSES) != bool(data.classes):
+            return OF_CLASSES[0] if data.classes else "mse"
+        return chosen
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The trainings of the live session, by label."""
+        return cast("Any", self.session.routine).parts
+
+    def titles(self) -> list[str]:
+        """What each training is, in words."""
+        names = {row.name: row.title for row in wb.catalogue("optimizers")}
+        return [f"{LABELS[i]}: {names[{**COLUMN, **column}['optimizer']]}" for i, column in enumerate(self.columns)]
+
+    @property
+    def columns(self) -> list[dict[str, str]]:
+        """The trainings side by side, as settings."""
+        return cast("list[dict[str, str]]", self.settings["columns"])
+
+    def build(self) -> wb.Session:
+        data: Any = self.own["data"] if self.settings["data"] == OWN else load(self.settings["data"])
+        model, loss = self._pick("model", "models"), self._pick_loss(data)
+        batch = self.settings["batch"] or min(100_000, len(data.x))
+        parts = {}
+        for label, column in zip(LABELS, self.columns, strict=False):
+            made: Any = wb.training(model, loss, data, {**COLUMN, **column}["optimizer"])
+            parts[label] = made
+        routine = wb.side_by_side(parts)
+        samples = next(iter(parts.values())).samples
+        first: dict[str, Any] = {}
+        for label, rate in zip(parts, RATES if len(parts) > 1 else RATES[1:], strict=False):
+            first[f"{label}.batch_size"] = min(batch, samples)
+            if {**COLUMN, **self.columns[LABELS.index(label)]}["optimizer"] == "sgd":
+                first[f"{label}.lr"] = rate
+        first |= {name: value for name, value in self.first.items() if name in routine.hypers}
+        session = wb.Session(routine, seed=self.settings["seed"], hyper=first)
+        self.background.cancel()
+        self.survey, self.spectra, self.between, self._seen = None, {}, {}, None
+        self.picture_ = PlanePicture(list(parts), self.titles(), torch.stack(stands(session.state)))
+        self.curvature.begin(session)
+        return session
+
+    # ---- commands
+
+    def set_column(self, i: int, **chosen: str) -> None:
+        """Choose the optimizer of one of the trainings side by side."""
+        self.do(lambda: self._set_columns([{**c, **chosen} if j == i else c for j, c in enumerate(self.columns)]))
+
+    def add_column(self) -> None:
+        """One more training, like the last."""
+        self.do(lambda: self._set_columns([*self.columns, self.columns[-1]][: len(LABELS)]))
+
+    def drop_column(self) -> None:
+        """Let the last of the trainings go."""
+        self.do(lambda: self._set_columns(self.columns[: max(1, len(self.columns) - 1)]))
+
+    def _set_columns(self, columns: list[dict[str, str]]) -> None:
+        self._choose({"columns": columns})
+
+    def set_view(self, **chosen: Any) -> None:
+        """Another plane, other samples or another fineness of the picture; the run goes on."""
+        self.do(lambda: self._set_view(chosen))
+
+    def _set_view(self, chosen: dict[str, Any]) -> None:
+        self.settings = self.check_settings({**self.settings, **chosen})
+        self.look()
+
+    def look(self) -> None:
+        """Lay the plane anew and draw the loss on it, coarse to fine, beside everything else."""
+        session = self.session
+        self._seen = (session, session.index)
+        settings = dict(self.settings)
+        if session.playing:
+            settings["points"] = min(settings["points"], 25)
+        track = Track.of(session)
+        self.background.ask(SLICE, lambda watch: self._look(session, track, settings, watch), self._looked)
+
+    def show_spectrum(self) -> None:
+        """Work out the spectrum of the Hessian of every training where it stands."""
+        session = self.session
+        now = session.now
+        self.background.ask(SPECTRUM, lambda watch: self._spectra(session, now, watch), self._take_spectrum)
+
+    def show_between(self) -> None:
+        """Work out paths between the first two trainings where they stand."""
+        session = self.session
+        if len(self.parts) < 2:
+            self.tell("message", "Add a second training: there is nothing to connect one with.", "info")
+            return
+        now = session.now
+        self.background.ask(BETWEEN, lambda watch: self._between(session, now, watch), self._take_between)
+
+    # ---- in the background
+
+    def landscape(self, i: int, session: wb.Session | None = None, state: Any = None, part: str | None = None) -> Any:
+        """The landscape that a training moves in, with its untrained state."""
+        session = session or self.session
+        state = session.state if state is None else state
+        routine = list(cast("Any", session.routine).parts.values())[i]
+        return landscapes.of_training(routine, state.parts[i], part=part or self.settings["part"])
+
+    def _look(self, session: wb.Session, track: Track, settings: dict[str, Any], watch: Watch) -> Iterator[Survey]:
+        scene = self.landscape(0, session, track.state, settings["part"])
+        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None)
+        spans = landscapes.fit_span(plane, track.ends(settings["plane"]), margin=0.25)
+        grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
+        grid = None
+        for grid in grids:
+            yield Survey(plane, grid, None)
+        yield Survey(plane, grid, landscapes.on_plane(scene, plane, track.points, steps=track.steps))
+
+    def _looked(self, survey: Survey) -> None:
+        self.survey = survey
+        self.picture_.lay(survey)
+        self.tell("scene")
+        self.tell("curves")
+
+    def _spectra(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
+        for i, label in enumerate(LABELS[: len(self.columns)]):
+            scene = self.landscape(i, session, now[1])
+            size = len(self.columns)
+
+            def own(share: float, i: int = i, size: int = size) -> None:
+                watch((i + share) / size)
+
+            density = landscapes.spectral_density(landscapes.hessian(scene), probes=PROBES, steps=LANCZOS, watch=own)
+            yield label, density.assign_attrs(step=now[0])
+
+    def _take_spectrum(self, found: tuple[str, Any]) -> None:
+        self.spectra = {**self.spectra, found[0]: found[1]}
+        self.tell("curves")
+
+    def _between(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
+        scene = self.landscape(0, session, now[1])
+        a, b = (now[1].parts[i].x[0].detach() for i in (0, 1))
+        for name, make in ways_between(scene, a, b, watch):
+            path = make()
+            yield name, landscapes.along(scene, path, points=41).assign_attrs(step=now[0])
+
+    def _take_between(self, found: tuple[str, Any]) -> None:
+        self.between = {**self.between, found[0]: found[1]}
+        self.tell("curves")
+
+    # ---- what is shown
+
+    def scene(self) -> Scene:
+        return self.picture_.scene()
+
+    def frame(self, session: wb.Session | None = None) -> Frame:
+        return self.picture_.frame(session or self.session)
+
+    def tick(self, session: wb.Session) -> None:
+        if not session.playing or self.curvature.due():
+            self.curvature.take(session)
+        if self._outgrown(session):
+            self.look()
+
+    def _outgrown(self, session: wb.Session) -> bool:
+        """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
+        seen, step = self._seen or (None, -1)
+        if seen is not session:
+            return True
+        if step == session.index or self.background.progress is not None or self.survey is None:
+            return False
+        if not session.playing:
+            return True
+        grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)
+        return grown or not self.picture_.holds(session)
+
+    @property
+    def busy(self) -> bool:
+        return super().busy or self.background.progress is not None
+
+    def status(self) -> str:
+        working = self.background.progress
+        return super().status() + (f" · {working[0]} {working[1]:.0%}" if working else "")
+
+    def cancel(self) -> None:
+        self.background.cancel()
+        super().cancel()
+
+    def wait(self, seconds: float = 30.0) -> None:
+        super().wait(seconds)
+        if not self.background.wait(seconds):
+            raise TimeoutError(f"expected the background to be done within {seconds} s")
+
+    def close(self) -> None:
+        self.background.close()
+        super().close()
+
+    # ---- to take away
+
+    def series(self, steps: list[int]) -> dict[str, Any]:
+        known, arrays = self.session.trace()
+        if not len(known):
+            return {}
+        at = [min(max(0, step - 1), len(known) - 1) for step in steps]
+        return {f"loss {label}": arrays["loss"][at, i].tolist() for i, label in enumerate(self.parts)}
+
+    def meta(self) -> dict[str, Any]:
+        return {**super().meta(), "plane": self.picture_.words}
+
+
+def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
+    """A plane of a kind for paths so far; while there are none, a random one around the start."""
+    a = scene.start
+    if kind == "paths" and track.moved:
+        plane = landscapes.pca_plane(track.points)
+        return plane if before is None else plane.turned_like(before)
+    if kind == "ends" and len(track.points) > 1 and track.moved:
+        return landscapes.plane_through(track.points[0, 0], track.points[0, -1], track.points[1, -1])
+    if kind == "sharpest":
+        found = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
+        return landscapes.eigen_plane(a, found.vectors, found.values)
+    return landscapes.random_plane(scene, a, normalise=kind if kind in ("layer", "none") else "filter")
+
+
+def ways_between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:
+    """(what it is, how it is made) of paths from a to b: straight, aligned where units can be permuted, curved."""
+    yield "straight line", lambda: landscapes.line(a, b)
+    if isinstance(scene.model, MLP):
+        yield "straight line after matching units", lambda: landscapes.line(a, matched(scene, a, b))
+    yield "trained curve (quadratic Bézier)", lambda: landscapes.bezier(scene, a, b, steps=150, watch=watch)
+
+
+def matched(scene: Any, a: Tensor, b: Tensor) -> Tensor:
+    """b with its hidden units in the order that matches a's: the same function."""
+    return landscapes.permute(scene, b, landscapes.weight_matching(scene, a, b))
+
+
+def _column(given: Any) -> dict[str, str]:
+    """One of the trainings side by side, without what is as usual.
+
+    Raises:
+        ValueError: on a part or a choice that does not exist.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"expected settings by name, got {given!r}"[:200])
+    for key, value in given.items():
+        if key not in COLUMN:
+            raise unknown("a part of a training", key, COLUMN)
+        find("optimizers", "an optimizer", value)
+    return {key: value for key, value in given.items() if value != COLUMN[key]}
+
+
+def page(query: Mapping[str, str], runs: str | Path) -> Any:
+    """One visitor's page."""
+    from widgets.apps.landscape_view import LandscapeShell
+
+    return LandscapeShell(LandscapeDesk(runs=runs, query=query))

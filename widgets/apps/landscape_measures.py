@@ -1,0 +1,156 @@
+"""What Landscape and Training measure of curvature along a run, under a time budget, and where its edge is."""
+
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import workbench as wb
+from widgets.apps.training_measures import SHARE, Measures
+from workbench import landscapes
+
+TOP = 10
+"""Eigenvectors of the Hessian that the gradient's share is taken of."""
+RARELY = 12
+"""While a run plays, the top subspace is measured at one in so many measurements: it takes several times as long."""
+TOLERANCE = 1e-2
+
+
+class Row(NamedTuple):
+    """Every training at one step; see `MEANING`. NaN where it was not measured."""
+
+    loss: NDArray[np.float64]
+    sharpness: NDArray[np.float64]
+    turned: NDArray[np.float64]
+    share: NDArray[np.float64]
+    overlap: NDArray[np.float64]
+
+
+MEANING = {
+    "loss": ("loss", "Mean loss over all training samples, as in use (dropout off, batch norm on its running means)."),
+    "sharpness": (
+        "sharpness",
+        "λ₁, the largest eigenvalue of the Hessian of that loss, by Lanczos from the last one's eigenvector, to 1 %.",
+    ),
+    "edge": (
+        "edge",
+        "Sharpness above which a step in that direction grows instead of shrinking: 2 (1 + momentum) / lr; for Adam "
+        "and AdamW (2 + 2 beta1) / ((1 − beta1) lr), of the sharpness after their scaling.",
+    ),
+    "turned": ("scaled sharpness", "λ₁ of D^(−1/2) H D^(−1/2), D = √v̂ + eps: what Adam's own steps see."),
+    "share": (
+        "gradient in top 10",
+        "|P g|² / |g|²: the share of the gradient in the span of the Hessian's 10 top eigenvectors; a random span of "
+        "10 holds 10 / parameters.",
+    ),
+    "overlap": (
+        "overlap",
+        "Mean of |P u|² over the 10 top eigenvectors u of the measurement before: 1 when their span has stayed.",
+    ),
+}
+
+
+class Curvature(Measures):
+    """Rows by line of time and step, and what they cost; eigenvectors are searched for from the last ones found."""
+
+    def __init__(self, share: float = SHARE) -> None:
+        super().__init__(self._row, share)
+        self._warm: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
+        self._count = 0
+        self.thorough = False
+
+    def begin(self, session: wb.Session) -> None:
+        """A new session."""
+        self._count = 0
+
+    def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
+        """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
+        self._count += 1
+        self.thorough = not session.playing or self._count % RARELY == 0
+        share, found = self.share, super().take(session, into=into)
+        if not session.playing:
+            self._next, self.share = 0.0, share  # what was measured at rest took nobody's time
+        return cast(Row, found)
+
+    def _row(self, routine: Any, state: Any) -> Row:
+        parts = list(zip(parts_of(routine), parts_of(state), strict=True))
+        return Row(*np.array([self._one(i, routine, own, at) for i, (own, at) in enumerate(parts)]).T)
+
+    def _one(self, i: int, whole: Any, routine: Any, state: Any) -> list[float]:
+        scene = landscapes.of_training(routine, state)
+        loss, gradient = scene.gradient(scene.start[None])
+        if not bool(torch.isfinite(gradient).all()):
+            return [float("nan")] * len(Row._fields)
+        operator, warm = landscapes.hessian(scene), self._warm.setdefault(whole, {})
+        share = overlap = float("nan")
+        if self.thorough:
+            before = warm.get(f"top {i}")
+            found = landscapes.top_eigenpairs(operator, min(TOP, scene.dim), start=before, tolerance=TOLERANCE)
+            share = float(landscapes.share(gradient[0], found.vectors))
+            overlap = float(landscapes.overlap(before, found.vectors)) if before is not None else overlap
+            warm[f"top {i}"] = found.vectors
+        else:
+            found = landscapes.top_eigenpairs(operator, 1, start=warm.get(f"one {i}"), tolerance=TOLERANCE)
+        warm[f"one {i}"] = found.vectors[:1]
+        turned = self._turned(i, operator, routine, state, warm)
+        return [float(loss), float(found.values[0]), turned, share, overlap]
+
+    def _turned(self, i: int, operator: Any, routine: Any, state: Any, warm: dict[str, Tensor]) -> float:
+        """Sharpness after an adaptive method's scaling; NaN for the others, and before their first step."""
+        diagonal = scaling(routine, state)
+        if diagonal is None:
+            return float("nan")
+        scaled = landscapes.preconditioned(operator, diagonal)
+        found = landscapes.top_eigenpairs(scaled, 1, start=warm.get(f"turned {i}"), tolerance=TOLERANCE)
+        warm[f"turned {i}"] = found.vectors
+        return float(found.values[0])
+
+
+def parts_of(whole: Any) -> list[Any]:
+    """The trainings of a routine side by side, or their states; one alone as a list of it."""
+    parts = getattr(whole, "parts", None)
+    if parts is None:
+        return [whole]
+    return list(parts.values()) if isinstance(parts, dict) else list(parts)
+
+
+def scaling(routine: Any, state: Any) -> Tensor | None:
+    """√v̂ + eps of Adam and AdamW, (parameters,); None for other methods and at step 0."""
+    v, p2 = getattr(state.method, "v", None), getattr(state.method, "p2", None)
+    if v is None or p2 is None or int(state.k) == 0:
+        return None
+    eps = routine.method.hypers["eps"].default
+    return ((v / (1 - p2)).sqrt() + eps)[0].detach()
+
+
+def edge(session: wb.Session, label: str, steps: NDArray[Any]) -> NDArray[np.float64]:
+    """The sharpness at which a training's steps turn from shrinking to growing, at each of these steps; NaN unknown.
+
+    Args:
+        label: of a training side by side with others; "" where there is one alone.
+    """
+    routine: Any = session.routine
+    part, before = (routine.parts[label], f"{label}.") if label else (routine, "")
+    if part.method.name not in ("sgd", "adam", "adamw"):
+        return np.full(len(steps), np.nan)
+    names = [name for name in ("lr", "momentum", "beta1") if name in part.hypers]
+    values = {name: in_force(session, before + name, steps) for name in names}
+    return np.asarray(landscapes.edge(values.pop("lr"), **values))
+
+
+def in_force(session: wb.Session, name: str, steps: NDArray[Any]) -> NDArray[np.float64]:
+    """The value of a hyperparameter at each of these steps, as the edit log says."""
+    first = session.first.get(name, session.routine.hypers[name].default)
+    found = np.full(len(steps), float(first))
+    for edit in sorted((edit for edit in session.edits if edit.target == name), key=lambda edit: edit.step):
+        found[steps >= edit.step] = float(edit.value)
+    return found
+
+
+def known(steps: NDArray[Any], values: NDArray[Any]) -> dict[str, Any]:
+    """Steps and values without those that were not measured."""
+    known = np.isfinite(values)
+    return {"steps": steps[known], "values": values[known]}

@@ -1,0 +1,379 @@
+"""The page of the Landscape app: what learns, the plane, sliders; curvature, the path, surface, spectrum, between."""
+
+import functools
+import html
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import panel as pn
+import panel_material_ui as pmui
+
+import workbench as wb
+from widgets import palette
+from widgets.apps.curves import curves
+from widgets.apps.landscape import COLUMN, FINEST, LABELS, OWN, PARTS, PLANES, LandscapeDesk
+from widgets.apps.landscape_measures import MEANING, edge, known
+from widgets.apps.plot import LivePlot
+from widgets.apps.shell import FIELD, TIP, Shell
+from widgets.apps.tables import TABLE, heads, row
+from widgets.apps.training_view import SEED, _named, _weakly
+from widgets.sliders import HyperControl
+from workbench.problems.losses import OF_CLASSES
+from workbench.problems.networks import MLP
+
+LOSSES = {
+    "squared": "Squared error, ½ |outputs − one-hot|²",
+    "cross_entropy": "Cross-entropy",
+    "mse": "Mean squared error",
+}
+ABOUT = """
+**The picture.** The loss of the first training's network at every point of a plane through its parameters, as colours
+and contours. The lines are the ways of the trainings as they fall on that plane; the marks are where they stand.
+
+**What it does not show.** Parameters have thousands of dimensions, a plane has two. The title says how much of the
+paths' variance the plane holds, on which samples the loss was taken, and its largest standard error (of the mean over
+samples). Under the picture stands how far each training is from the plane, as a share of its distance from the plane's
+middle. The tab *Path* puts the true loss beside the loss at the point of the plane below it: where the two part, the
+contours around the path do not tell its loss.
+
+**Planes.** *PCA*: the two directions in which the paths of all trainings vary most. *Ends*: through the common start
+and where A and B stand. *Sharpest*: the two top eigenvectors of the Hessian at A. *Random*: two normal directions
+around A, each filter (row of weights) or layer scaled to the norm that A's has, biases left as they are; or as drawn.
+One plane serves all trainings, so they can be compared. It is laid anew when a path leaves it, when a run comes to
+rest, and on demand; meanwhile it stays.
+
+**Curvature.** Sharpness is λ₁, the largest eigenvalue of the Hessian of the loss over all training samples. Dashed: the
+edge 2/lr above which a step along that direction overshoots and grows. With full batches, sharpness rises to it and
+stays. Measuring takes at most a fifth of the time; what it takes stands below the curves.
+
+**Spectrum.** The density of all eigenvalues, by stochastic Lanczos quadrature from a few random vectors, each value
+broadened; the band is one standard error over those vectors.
+
+**Ways.** The loss along ways from A to B where they stand: straight, straight after B's hidden units are put in the
+order that matches A's (the same function), and a curve trained to low loss. The barrier is the highest excess over the
+line between the two ends' losses, on the grid shown.
+"""
+DASHED = {"dash": "dash", "width": 1.2, "opacity": 0.8}
+
+
+class LandscapeShell(Shell):
+    """The page around a `LandscapeDesk`."""
+
+    desk: LandscapeDesk
+
+    def __init__(self, desk: LandscapeDesk) -> None:
+        super().__init__(desk)
+        plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
+        make = functools.partial(LivePlot, **plot)
+        self.sharp, self.loss, self.share = (make(min_height=h) for h in (220, 160, 160))
+        self.true, self.off = make(min_height=240), make(min_height=180)
+        self.surface, self.density, self.ways = make(min_height=420), make(min_height=320), make(min_height=320)
+        self.table, self.barriers, self.cost = (
+            pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8)) for _ in range(3)
+        )
+        self.hyper: dict[str, HyperControl] = {}
+        self._routine: Any = None
+        desk.on("curves", lambda: self.later("curves", self._draw))
+        desk.on("scene", lambda: self.later("scene", self._laid))
+
+    def _laid(self) -> None:
+        if not self.desk.closed:
+            self.player.show(scene=self.desk.scene(), frame=self.desk.picture())
+
+    # ---- controls
+
+    def controls(self) -> list:
+        """What learns, on which plane it is looked at, and every slider."""
+        whole = {"sizing_mode": "stretch_width", "margin": 0}
+        self.problem, self.columns, self.view, self.sliders = (pn.Column(**whole) for _ in range(4))
+        self._show_all()
+        return [self.problem, self.columns, self.view, self.sliders]
+
+    def _show_all(self) -> None:
+        self._show_problem()
+        self._show_columns()
+        self._show_view()
+        self._show_sliders()
+
+    def _heading(self, words: str) -> Any:
+        return pmui.Typography(words, variant="subtitle2", margin=(8, 0, 0, 0))
+
+    def _choice(self, label: str, options: dict[str, Any], value: Any, chosen: Callable[[Any], None]) -> Any:
+        select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
+        select.param.watch(lambda event: chosen(event.new), "value")
+        return select
+
+    def _setting(self, label: str, name: str, options: dict[str, Any]) -> Any:
+        return self._choice(label, options, self.desk.settings[name], lambda v: self.desk.choose(**{name: v}))
+
+    def _own(self, name: str, options: dict[str, str]) -> dict[str, str]:
+        return {"Your own": OWN} if self.desk.settings[name] == OWN else options
+
+    def _show_problem(self) -> None:
+        desk = self.desk
+        lead = next(iter(desk.parts.values()))
+        losses = {words: name for name, words in LOSSES.items() if (name in OF_CLASSES) == bool(lead.data.classes)}
+        given = lead.loss_given if isinstance(lead.loss_given, str) else OWN
+        loss = self._choice("Loss", self._own("loss", losses), given, lambda v: desk.choose(loss=v))
+        net = [self._init(hyper) for hyper in (*MLP.hypers.values(), SEED)]
+        self.problem[:] = [
+            self._setting("Data", "data", self._own("data", _titles("datasets"))),
+            self._setting("Model", "model", self._own("model", _titles("models"))),
+            loss,
+            _folded("Network and seed", net if desk.settings["model"] == "mlp" else net[-1:]),
+        ]
+
+    def _init(self, hyper: wb.Hyper) -> Any:
+        desk = self.desk
+        chosen = lambda v: desk.do(lambda: desk._choose({hyper.name: v}), newest=f"choose {hyper.name}")  # noqa: E731
+        return HyperControl(hyper, desk.settings[hyper.name], chosen).view
+
+    def _show_columns(self) -> None:
+        desk, options = self.desk, _titles("optimizers")
+        cards = [
+            self._choice(
+                f"Optimizer {LABELS[i]}", options, {**COLUMN, **column}["optimizer"],
+                functools.partial(self._optimizer, i),
+            )
+            for i, column in enumerate(desk.columns)
+        ]  # fmt: skip
+        look = {"size": "small", "variant": "text", "margin": (0, 4)}
+        more = pmui.Button(label="Add a training", icon="add", disabled=len(cards) >= len(LABELS), **look)
+        less = pmui.Button(label="Remove the last", icon="remove", disabled=len(cards) <= 1, **look)
+        more.on_click(lambda event: desk.add_column())
+        less.on_click(lambda event: desk.drop_column())
+        buttons = pn.Row(more, less, margin=0, sizing_mode="stretch_width")
+        self.columns[:] = [self._heading("Trainings side by side"), *cards, buttons]
+
+    def _optimizer(self, i: int, name: str) -> None:
+        self.desk.set_column(i, optimizer=name)
+
+    def _show_view(self) -> None:
+        desk, settings = self.desk, self.desk.settings
+        words = "Lay the plane through where the trainings are now"
+        again = pmui.Button(label="Lay the plane anew", icon="refresh", variant="outlined", description=words, **FIELD)
+        again.on_click(lambda event: desk.do(desk.look))
+        self.view[:] = [
+            self._heading("The plane"),
+            self._choice("Plane", _flipped(PLANES), settings["plane"], lambda v: desk.set_view(plane=v)),
+            self._choice("Loss over", _flipped(PARTS), settings["part"], lambda v: desk.set_view(part=v)),
+            self._choice(
+                "Points a side", {str(n): n for n in FINEST}, settings["points"], lambda v: desk.set_view(points=v)
+            ),
+            again,
+        ]
+
+    def _show_sliders(self) -> None:
+        session = self.desk.session
+        self._routine = session.routine
+        self.hyper = {
+            name: HyperControl(hyper, session.hyper[name], self._turner(name), label=name.replace(".", " "))
+            for name, hyper in session.routine.hypers.items()
+        }
+        rates = [control.view for name, control in self.hyper.items() if name.endswith(".lr")]
+        others = [control.view for name, control in self.hyper.items() if not name.endswith(".lr")]
+        self.sliders[:] = [self._heading("Turn while it trains"), *rates, _folded("All hyperparameters", others)]
+
+    def _turner(self, name: str) -> Callable[[Any], None]:
+        return lambda value: self.desk.turn(name, value)
+
+    def refresh(self) -> None:
+        values = self.desk.hyper
+        for name, control in self.hyper.items():
+            if name in values:
+                control.show(values[name])
+
+    def _settings(self) -> None:
+        if self.desk.session.routine is not self._routine:
+            self._show_all()
+        super()._settings()
+
+    # ---- tabs
+
+    def tabs(self) -> list[tuple[str, Any]]:
+        fill, scroll = {"sizing_mode": "stretch_both", "margin": 0}, {"overflow": "auto"}
+        about = pn.pane.Markdown(ABOUT, sizing_mode="stretch_width", margin=(0, 8))
+        spectrum = self._button("Work out the spectrum", "The density of the Hessian's eigenvalues, as it stands now")
+        between = self._button("Connect A and B", "The loss along ways between A and B, as they stand now")
+        spectrum.on_click(lambda event: self.desk.do(self.desk.show_spectrum))
+        between.on_click(lambda event: self.desk.do(self.desk.show_between))
+        return [
+            ("Curvature", pn.Column(self.table, self.sharp, self.loss, self.share, self.cost, **fill, styles=scroll)),
+            ("Path", pn.Column(self.true, self.off, **fill)),
+            ("3-D", pn.Column(self.surface, **fill)),
+            ("Spectrum", pn.Column(spectrum, self.density, **fill)),
+            ("Ways", pn.Column(between, self.barriers, self.ways, **fill)),
+            ("About", pn.Column(about, **fill, styles=scroll)),
+        ]
+
+    @staticmethod
+    def _button(label: str, words: str) -> Any:
+        look = {"size": "small", "variant": "outlined", "margin": (6, 8), "stylesheets": [TIP]}
+        return pmui.Button(label=label, description=words, **look)
+
+    def page(self) -> Any:
+        made = super().page()
+        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
+        self._draw_twice()
+        self.desk.do(self.desk.look)
+        return made
+
+    def restyle(self) -> None:
+        self._draw_twice()
+
+    @property
+    def theme(self) -> str:
+        """ "light" or "dark"."""
+        return "dark" if getattr(self, "dark", False) else "light"
+
+    def _colours(self) -> list[str]:
+        return list(palette.DARK if self.theme == "dark" else palette.LIGHT)
+
+    def _draw_twice(self) -> None:
+        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
+        self.later("tab", self._draw)
+        doc = self.later.doc
+        if doc is not None and doc.session_context is not None:
+            for delay in (700, 2500):
+                doc.add_timeout_callback(_weakly(self._draw), delay)
+
+    def _draw(self) -> None:
+        if self.desk.closed or not hasattr(self, "tabs_view"):
+            return
+        draw = (self._draw_curvature, self._draw_path, self._draw_surface, self._draw_spectrum, self._draw_between)
+        if self.tabs_view.active < len(draw):
+            draw[self.tabs_view.active]()
+
+    def _curves(self, series: list[dict[str, Any]], title: str, **more: Any) -> dict[str, Any]:
+        return _named(curves(series, title=title, theme=self.theme, **more))
+
+    def _draw_curvature(self) -> None:
+        desk, session = self.desk, self.desk.session
+        steps, rows = desk.curvature.arrays(session)
+        cursor, colours = session.index, self._colours()
+        sharp: list[dict[str, Any]] = []
+        for i, label in enumerate(desk.parts):
+            if not rows:
+                break
+            scaled = bool(np.isfinite(rows["turned"][:, i]).any())
+            values = rows["turned" if scaled else "sharpness"][:, i]
+            name = f"{label} scaled" if scaled else label
+            sharp.append({"name": name, **known(steps, values), "colour": colours[i], "markers": len(steps) < 40})
+            limit = edge(session, label, steps)
+            if np.isfinite(limit).any():
+                sharp.append({"name": f"{label} edge", **known(steps, limit), "colour": colours[i], **DASHED})
+        self.sharp.object = self._curves(sharp, "Sharpness, and the edge 2/lr (dashed)", cursor=cursor)
+        for pane, name, title, log in (
+            (self.loss, "loss", "Loss over all training samples", True),
+            (self.share, "share", "Share of the gradient in the 10 top eigenvectors", False),
+        ):
+            series = [
+                {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < 40}
+                for i, label in enumerate(desk.parts)
+                if rows
+            ]
+            bounds = (0.0, 1.0) if name == "share" else None
+            pane.object = self._curves(series, title, cursor=cursor, log=log, bounds=bounds)
+        spent = desk.curvature
+        share = 100 * min(1.0, spent.share)
+        words = f"measured in {1000 * spent.cost:.0f} ms at each marked step, {share:.0f} % of the time"
+        self.cost.object = f"<small>{words}; at most 20 % while it plays</small>"
+        self.table.object = self._numbers(steps, rows)
+
+    def _numbers(self, steps: Any, rows: dict[str, Any]) -> str:
+        """The last measurement of every training."""
+        if not rows:
+            return "<p>Press Play: curvature is measured as it goes.</p>"
+        desk, lines = self.desk, []
+        for i, (label, colour) in enumerate(zip(desk.parts, self._colours(), strict=False)):
+            limit = edge(desk.session, label, steps[-1:])[0]
+            last = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
+            title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>●&nbsp;{label}</span>"
+            lines.append(row(title, [last[name] for name in MEANING], MEANING, "–"))
+        return f"<table class='plain'><tr><th></th>{heads(MEANING)}</tr>{''.join(lines)}</table>"
+
+    def _draw_path(self) -> None:
+        survey, colours = self.desk.survey, self._colours()
+        paths = survey.paths if survey is not None else None
+        true: list[dict[str, Any]] = []
+        off: list[dict[str, Any]] = []
+        if paths is not None:
+            steps = paths.step.values
+            for i, label in enumerate(self.desk.parts):
+                true.append(
+                    {"name": f"{label} true", "steps": steps, "values": paths.loss.values[i], "colour": colours[i]}
+                )
+                on = {"name": f"{label} on the plane", "steps": steps, "values": paths.plane_loss.values[i]}
+                true.append({**on, "colour": colours[i], **DASHED})
+                off.append({"name": label, "steps": steps, "values": paths.residual.values[i], "colour": colours[i]})
+        positive = all(np.nanmin(one["values"], initial=np.inf) > 0 for one in true)
+        self.true.object = self._curves(true, "True loss, and the loss on the plane below it (dashed)", log=positive)
+        self.off.object = self._curves(off, "Distance from the plane, in parameters")
+
+    def _draw_surface(self) -> None:
+        picture = self.desk.picture_
+        if picture.grid is None:
+            return
+        heights, label = picture.heights()
+        axis = {"color": "#e0e0e0" if self.theme == "dark" else "#303030", "showbackground": False}
+        scene = {
+            "xaxis": {**axis, "title": {"text": "across"}},
+            "yaxis": {**axis, "title": {"text": "up"}},
+            "zaxis": {**axis, "title": {"text": f"loss, {label}"}},
+            "aspectmode": "cube",
+            "camera": {"eye": {"x": 1.5, "y": -1.7, "z": 1.0}},
+        }
+        data = {
+            "type": "surface", "x": picture.grid.a.values, "y": picture.grid.b.values, "z": heights,
+            "colorscale": "Viridis", "showscale": False,
+        }  # fmt: skip
+        layout = {
+            "scene": scene, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "uirevision": "surface",
+            "paper_bgcolor": "rgba(0,0,0,0)", "font": {"color": axis["color"]},
+        }  # fmt: skip
+        self.surface.object = {"data": [data], "layout": layout}
+
+    def _draw_spectrum(self) -> None:
+        colours, series = self._colours(), []
+        for i, label in enumerate(self.desk.parts):
+            found = self.desk.spectra.get(label)
+            if found is not None:
+                name = f"{label} at step {found.attrs['step']:,}"
+                x, y = found.eigenvalue.values, np.maximum(found.density.values, 1e-7)
+                series.append({"name": name, "steps": x, "values": y, "colour": colours[i]})
+        title = "Density of the Hessian's eigenvalues"
+        self.density.object = self._curves(series, title, log=True, x_title="eigenvalue")
+
+    def _draw_between(self) -> None:
+        colours, series, lines = self._colours(), [], []
+        meaning = {
+            "barrier": ("barrier", "Highest excess over the line between the ends' losses, on the grid of t shown."),
+            "error": ("± std. error", "Standard error of that excess over the samples."),
+        }
+        for i, (name, found) in enumerate(self.desk.between.items()):
+            series.append(
+                {"name": name, "steps": found.t.values, "values": found.loss.values, "colour": colours[i + 3]}
+            )
+            values = [float(found.attrs["barrier"]), float(found.attrs["barrier_error"])]
+            lines.append(row(html.escape(name), values, meaning, "–"))
+        head = f"<tr><th></th>{heads(meaning)}</tr>"
+        self.barriers.object = f"<table class='plain'>{head}{''.join(lines)}</table>" if lines else ""
+        self.ways.object = self._curves(series, "Loss on the way from A (t = 0) to B (t = 1)", x_title="t")
+
+
+def _titles(family: str) -> dict[str, str]:
+    return {entry.title: entry.name for entry in wb.catalogue(family)}
+
+
+def _flipped(options: dict[str, str]) -> dict[str, str]:
+    return {words[0].upper() + words[1:]: name for name, words in options.items()}
+
+
+def _folded(title: str, views: list) -> Any:
+    return pmui.Card(*views, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))
+
+
+def _last(values: Any) -> float:
+    known = values[np.isfinite(values)]
+    return float(known[-1]) if len(known) else float("nan")

@@ -1,0 +1,105 @@
+"""Aligning networks: orders of one network's hidden units that bring them to another's."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workbench.landscapes.landscape import Landscape
+from workbench.landscapes.units import Permutations, Spec, activations, permuted, reorder, sizes, unit_spec
+from workbench.routine import Key, whole
+
+
+def weight_matching(
+    landscape: Landscape,
+    a: Tensor,
+    b: Tensor,
+    *,
+    spec: Spec | None = None,
+    key: Key | None = None,
+    sweeps: int = 50,
+    watch: Callable[[float], None] | None = None,
+) -> dict[str, Tensor]:
+    """Orders π of the hidden units of b that bring its parameters near those of a: argmax_π ⟨a, π(b)⟩.
+
+    That is argmin ‖a - π(b)‖². By coordinate descent: with the other layers' orders held, the best order of one layer
+    is a linear assignment over the products of all parameters that touch its units. Sweeps over the layers in keyed
+    random order, until one changes nothing. With one hidden layer it is the exact optimum, else a local one.
+
+    Args:
+        a, b: points, (parameters,).
+        spec: as in `unit_spec`, which derives it.
+        key: draws the order of the layers in each sweep.
+        sweeps: at most so many, at least 1.
+        watch: told the share of sweeps done, before each and at the end (1); what it raises ends the work.
+
+    Returns:
+        {name: order (units,)}, to give to `permute`.
+
+    Source: Ainsworth, Hayase & Srinivasa 2023, arXiv:2209.04836, algorithm 1 (their objective follows from expanding
+    the squared distance, as reordering keeps the norm of b).
+    Measured, two MLPs trained on digits, one to three hidden layers: the barrier of the straight line falls to 1/5 of
+    what it is without matching or less, and falls with width (32 to 512 units); it does not vanish: with one hidden
+    layer of 512 units it is 0.014 ± 0.001, as large as the training loss of either network.
+    """
+    a, b, made = landscape.point(a), landscape.point(b), unit_spec(landscape, spec)
+    known, key = sizes(landscape, made), key or Key(0)
+    orders = {name: torch.arange(size, device=a.device) for name, size in known.items()}
+    names, best = list(known), a @ b
+    for sweep in range(whole("sweeps", sweeps, 1)):
+        if watch:
+            watch(sweep / sweeps)
+        changed = False
+        for name in (names[i] for i in key.stream("layers").at(sweep).permutation(len(names)).tolist()):
+            tried = {**orders, name: _assign(_products(landscape, made, a, b, name, orders))}
+            value = a @ permuted(landscape, made, b, tried)
+            # Only what is better than rounding: where one order stands on two axes of a block, a step may not ascend.
+            if value > best + 8 * torch.finfo(a.dtype).eps * a.norm() * b.norm():
+                orders, best, changed = tried, value, True
+        if not changed:
+            break
+    if watch:
+        watch(1.0)
+    return orders
+
+
+def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Orders of the hidden units of b that bring its activations near those of a on the landscape's samples.
+
+    For each hidden layer argmin_π Σ over samples ‖z_a - π(z_b)‖², a linear assignment over the products z_a z_bᵀ, where
+    z is what the next layer reads (positions of a picture count as samples). Layers are matched each on its own.
+    Units that are zero on all samples (dead ones) cannot be told apart.
+
+    Args:
+        a, b: points, (parameters,), of the workbench's MLP or a sequential module: those that `unit_spec` derives.
+
+    Returns:
+        {name: order (units,)}, to give to `permute`.
+
+    Source: Ainsworth, Hayase & Srinivasa 2023, arXiv:2209.04836, section 3.1.
+    """
+    known = sizes(landscape, unit_spec(landscape))
+    with torch.no_grad():
+        of_a, of_b = (activations(landscape, known, landscape.point(x)) for x in (a, b))
+    return {name: _assign(of_a[name] @ of_b[name].T) for name in known}
+
+
+def _assign(products: Tensor) -> Tensor:
+    """The order o that maximises Σ_j products[j, o[j]]."""
+    from scipy.optimize import linear_sum_assignment  # here, so that the library starts without it
+
+    order = linear_sum_assignment(products.detach().cpu().double().numpy(), maximize=True)[1]
+    return torch.from_numpy(order).to(products.device)
+
+
+def _products(landscape: Landscape, spec: Spec, a: Tensor, b: Tensor, name: str, orders: Permutations) -> Tensor:
+    """⟨parameters of unit i of a, those of unit j of b⟩ over all blocks, (units, units), the other orders in place."""
+    size, total = len(orders[name]), a.new_zeros(())
+    for block, mine, theirs in zip(landscape.names, landscape.space.blocks(a), landscape.space.blocks(b), strict=True):
+        for axis, other in enumerate(spec[block]):
+            if other == name:
+                rest = tuple(None if at == axis else held for at, held in enumerate(spec[block]))
+                moved = reorder(theirs, rest, orders)
+                rows = [part.movedim(axis, 0).reshape(size, -1) for part in (mine, moved)]
+                total = total + rows[0] @ rows[1].T
+    return total
