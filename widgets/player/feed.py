@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from .frames import Frame, Scene, encode_frame, encode_scene
@@ -115,6 +115,20 @@ class Feed:
         with self._state:
             self._views.pop(view, None)
         self._pump_soon()
+
+    def again(self, view: str) -> None:
+        """What was under way to a view may be lost: it gets the latest again, unless it has drawn that."""
+        with self._state:
+            known = self._views.get(view)
+        if known is not None:
+            self.ready(view, known.acked)
+
+    def drawn_by(self, views: Container[str], seq: int) -> bool:
+        """Whether somebody looks, all of them among `views`, and all have drawn message `seq`."""
+        with self._state:
+            return bool(self._views) and all(
+                name in views and view.acked >= seq for name, view in self._views.items()
+            )
 
     def flush(self) -> None:
         """Delivers what waits without asking for room, in the calling thread."""

@@ -378,22 +378,73 @@ function hostOf(model) {
   return { get: (name) => model.get(name), on: (name, f) => model.on(`change:${name}`, f), off: (name, f) => model.off(`change:${name}`, f), send: (m) => model.send(m), told: (f) => model.on("msg:custom", f), removed: () => {} };
 }
 
+// Frames, and the numbers of those that were drawn, on a websocket of the player's own beside the page (see socket.py).
+// Whatever it cannot carry goes the host's way, and it tries again a few times.
+const WAITS = [1, 2, 4, 8, 16, 32];
+
+class Line {
+  constructor(player, token, lost) {
+    Object.assign(this, { player, token, lost, socket: null, tries: 0 });
+    this.open();
+  }
+
+  open() {
+    if (this.socket || !this.token || document.hidden || !location.protocol.startsWith("http")) return;
+    clearTimeout(this.later);
+    const url = new URL(location.href);
+    Object.assign(url, { protocol: url.protocol.replace("http", "ws"), pathname: `${url.pathname.replace(/\/$/, "")}/frames`, hash: "" });
+    url.search = new URLSearchParams({ player: this.token, view: this.player.id });
+    const socket = (this.socket = new WebSocket(url));
+    let opened = false;
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => ((opened = true), this.drawn(this.player.counts.seq));
+    socket.onmessage = ({ data }) => ((this.tries = 0), this.player.receive("frame", data));
+    socket.onclose = () => {
+      this.socket = null;
+      if (opened) this.lost();
+      if (this.tries < WAITS.length) this.later = setTimeout(() => this.open(), 1000 * WAITS[this.tries++]);
+    };
+  }
+
+  // Says that a message was drawn; whether it could.
+  drawn(seq) {
+    const open = this.socket?.readyState === WebSocket.OPEN;
+    if (open) this.socket.send(String(seq));
+    return open;
+  }
+
+  again() {
+    this.tries = 0;
+    this.open();
+  }
+
+  close() {
+    clearTimeout(this.later);
+    this.token = "";
+    if (this.socket) this.socket.onclose = null;
+    this.socket?.close();
+  }
+}
+
 function render({ model, el }) {
-  const host = hostOf(model), tall = host.get("tall");
-  const player = new Player(el, { tall, theme: host.get("theme"), emit: (m) => host.send({ ...m, view: player.id }) });
+  const host = hostOf(model), tall = host.get("tall"), say = (message) => host.send({ ...message, view: player.id });
+  const player = new Player(el, { tall, theme: host.get("theme"), emit: (m) => (m.kind === "drawn" && line.drawn(m.seq)) || say(m) });
   const take = { scene: () => player.receive("scene", host.get("scene")), frame: () => player.receive("frame", host.get("frame")), theme: () => player.setTheme(host.get("theme")) };
   take.scene();
   take.frame();
   for (const name in take) host.on(name, take[name]);
   host.told((message) => message?.kind === "png" && player.savePng(message.name));
   const seen = ["scene", "frame"].map((name) => (host.get(name)?.byteLength ? decode(host.get(name)).seq : 0));
-  host.send({ kind: "ready", view: player.id, seen: Math.max(...seen) });
-  const looked = () => host.send(document.hidden ? { kind: "gone", view: player.id } : { kind: "ready", view: player.id, seen: player.counts.seq });
+  say({ kind: "ready", seen: Math.max(...seen) });
+  const ready = (more) => say({ kind: "ready", seen: player.counts.seq, ...more });
+  const line = new Line(player, host.get("line"), () => document.hidden || ready({ lost: true }));
+  const looked = () => (document.hidden ? say({ kind: "gone" }) : (ready(), line.again()));
   document.addEventListener("visibilitychange", looked);
   const end = () => {
     player.remove();
+    line.close();
     document.removeEventListener("visibilitychange", looked);
-    host.send({ kind: "gone", view: player.id });
+    say({ kind: "gone" });
     for (const name in take) host.off?.(name, take[name]);
   };
   host.removed(end);

@@ -16,6 +16,9 @@ from .esm import module
 from .events import Events
 from .feed import Feed
 from .frames import Frame, Scene
+from .socket import Lines, mount
+
+mount()  # a page has the routes that were known when its server was made
 
 Call = Callable[[], None]
 
@@ -42,12 +45,15 @@ def set_nodelay() -> None:
 class ServedPlayer(Events, JSComponent):
     """The live picture as a Panel component; give it a size, or `sizing_mode="stretch_both"`.
 
+    Frames travel on a websocket of their own where every page that shows the player has one, as a property where not.
+
     `show` may be called from any thread and never waits; what is shown before there is a page waits for it. Callbacks
     run on the server's loop: they should only enqueue. For served pages; in a notebook, use NotebookPlayer.
     """
 
     scene = param.Bytes(default=b"", doc="The latest scene's message (see frames.py). Set by show().")
     frame = param.Bytes(default=b"", doc="The latest frame's message. Set by show().")
+    line = param.String(default="", constant=True, doc="What opens the websocket for frames; see socket.py.")
     theme: Any = param.Selector(default="auto", objects=["auto", "light", "dark"], doc="auto: as the browser prefers.")
     clicked = param.Dict(default=None, doc="The latest click, {x, y, n}, n counting clicks.")
     action = param.Dict(default=None, doc="The latest action, {name, value, n}; see on_action.")
@@ -59,7 +65,8 @@ class ServedPlayer(Events, JSComponent):
         set_nodelay()
         self._docs: WeakValueDictionary[str, Document] = WeakValueDictionary()
         self.feed = Feed(self._deliver, self._soon, self._later)
-        super().__init__(**params)
+        self.lines = Lines(self.feed)
+        super().__init__(**params, line=self.lines.token)
 
     def show(self, scene: Scene | None = None, frame: Frame | None = None) -> None:  # type: ignore[override]
         """Shows a scene, a frame or both; the newest wins if the browser is slower. From any thread."""
@@ -72,13 +79,23 @@ class ServedPlayer(Events, JSComponent):
     def close(self) -> None:
         """Sends nothing more and forgets the callbacks."""
         self.feed.close()
+        self.lines.close()
         self._forget()
 
     def _deliver(self, scene: bytes | None, frame: bytes | None) -> None:
+        if frame is not None and scene is None and self.lines.carry():
+            self.lines.send(frame)
+            with param.parameterized.discard_events(self):
+                self.frame = frame  # for pages to come
+            return
+        self.lines.passed()
         news = {"scene": scene, "frame": frame}
         self.param.update(**{name: value for name, value in news.items() if value is not None})
 
     def _soon(self, call: Call) -> None:
+        line = self.lines.loop()
+        if line is not None:
+            return line.call(_weakly(call))
         doc = self._doc()
         if doc is not None:
             doc.add_next_tick_callback(_weakly(call))
@@ -120,6 +137,11 @@ class ServedPlayer(Events, JSComponent):
         data = getattr(event, "data", None)
         if not (isinstance(data, dict) and self._kept_pace(data)):
             super()._server_event(doc, event)
+
+    def _kept_pace(self, message: dict[str, Any]) -> bool:
+        if message.get("lost"):
+            self.lines.drop(str(message.get("view", "")))
+        return super()._kept_pace(message)
 
     def _handle_msg(self, data: Any) -> None:
         self._receive(data)
