@@ -347,8 +347,8 @@ class TrainingShell(Shell):
             sharp.append({"name": "edge", **limit, "colour": colours[1], "dash": "dash"})
             top.append({"name": "share", **known(steps, rows["share"][:, 0]), "colour": colours[2], "markers": True})
         cursor = session.index
-        values = np.concatenate([one["values"] for one in sharp]) if sharp else np.ones(1)
-        log = bool((values > 0).all()) and bool(values.max(initial=1) > APART * values.min(initial=1))
+        heights = np.concatenate([one["values"] for one in sharp]) if sharp else np.ones(1)
+        log = bool((heights > 0).all()) and bool(heights.max(initial=1) > APART * heights.min(initial=1))
         figure = curves(sharp, title="Sharpness, and the edge (dashed)", log=log, theme=self.theme, cursor=cursor)
         self.sharp.object = _named(figure)
         title = "Share of the gradient in the 10 top eigenvectors"

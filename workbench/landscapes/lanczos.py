@@ -31,16 +31,16 @@ def top_eigenpairs(
     """The k largest eigenvalues and their vectors, by thick-restart Lanczos with full reorthogonalisation.
 
     A Krylov space is built up to a few times k, its best Ritz vectors are kept, and so on until every residual is at
-    most √tolerance λ: the error of a value is at most its residual, and about the residual's square over the gap.
-    `start`, eigenvectors of a matrix near this one, is what the space begins with; a few products from a random vector
-    beside them look for a direction that has overtaken them. Of an eigenvalue that occurs several times exactly,
-    fewer may be found.
+    most tolerance λ: a value's error is at most its residual (some eigenvalue is as near as that). The space begins
+    with a random vector, or with the sum of `start`, eigenvectors of a matrix near this one, and a little of a random
+    one, which finds a direction that has overtaken them. Of an eigenvalue that occurs several times exactly, fewer may
+    be found.
 
     Source: Wu & Simon 2000, SIAM J. Matrix Anal. Appl. 22(2) (thick restart); Parlett 1980, chapter 11 (residuals).
 
     Args:
         start: (j, parameters) vectors to begin from; random when None.
-        tolerance: relative error of the values, about.
+        tolerance: largest relative error of the values.
         most: products after which it ends in any case; `residuals` then say how far it came.
         largest: by "value" or by "magnitude".
 
@@ -54,10 +54,11 @@ def top_eigenpairs(
         raise ValueError(f"expected largest to be 'value' or 'magnitude', got {largest!r}")
     key = key or Key(0).stream("lanczos")
     space = _Space(operator, min(n, max(2 * k + 10, 20)))
-    for vector in _given(start, operator):
-        space.add(vector)
-    least = space.count + min(n - space.count, SCOUTS + k // 2)
     following = key.normal((n,), like=operator.like)
+    if start is not None:
+        known = start.reshape(-1, n).to(following).sum(0)
+        following = known + MIXED * torch.linalg.vector_norm(known) / torch.linalg.vector_norm(following) * following
+    least = min(n, SCOUTS + k // 2)
     tries = 0
     while True:
         if not space.add(following):  # an invariant subspace: go on in a new direction
@@ -68,18 +69,17 @@ def top_eigenpairs(
         if not full and (space.count < max(least, k) or (space.used - least) % max(1, k // 3)):
             continue
         values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
-        sound = bool((residuals <= tolerance**0.5 * values.abs().clamp_min(1e-3 * values.abs().max())).all())
+        sound = bool((residuals <= tolerance * values.abs().clamp_min(1e-3 * values.abs().max())).all())
         if space.count == n or (sound and space.count >= k) or space.used >= most:
             return Eigenpairs(values, vectors, residuals, space.used)
         if full:
             space.restart(min(space.count - 1, k + 5), largest)
             values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
-        if full or start is not None:
             following = space.residual(int(residuals.argmax()), values, vectors, largest)
 
 
-SCOUTS = 4
-"""Products from a random vector before the residuals of vectors given beforehand are believed."""
+SCOUTS, MIXED = 4, 0.01
+"""Products before residuals are believed; the random part beside vectors given beforehand."""
 
 
 class _Space:
@@ -121,12 +121,6 @@ class _Space:
         """Only the best Ritz vectors stay."""
         _, vectors, _, coefficients = self.ritz(keep, largest)
         self.basis[:keep], self.images[:keep], self.count = vectors, coefficients.T @ self.images[: self.count], keep
-
-
-def _given(start: Tensor | None, operator: Operator) -> Tensor:
-    if start is None:
-        return operator.like.new_empty((0, operator.dim))
-    return start.reshape(-1, operator.dim).to(operator.like)
 
 
 def _product(operator: Operator, vector: Tensor) -> Tensor:
