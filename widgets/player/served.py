@@ -84,10 +84,9 @@ class ServedPlayer(Events, JSComponent):
 
     def _deliver(self, scene: bytes | None, frame: bytes | None) -> None:
         if frame is not None and scene is None and self.lines.carry():
-            self.lines.send(frame)
             with param.parameterized.discard_events(self):
                 self.frame = frame  # for pages to come
-            return
+            return self.lines.send(frame)
         self.lines.passed()
         news = {"scene": scene, "frame": frame}
         self.param.update(**{name: value for name, value in news.items() if value is not None})
