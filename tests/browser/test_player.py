@@ -9,6 +9,7 @@ import time
 import numpy as np
 import panel as pn
 import pytest
+from bokeh.server import tornado, urls
 from PIL import Image
 
 from widgets import palette
@@ -21,6 +22,7 @@ from widgets.player import (
     Points,
     Scene,
     ServedPlayer,
+    decode,
     encode_frame,
     encode_scene,
     export_html,
@@ -34,13 +36,14 @@ PLAYER = "Object.values(window.__players ?? {})[0]"
 class Served:
     """A page with one player, served from a thread of this process; `player` is there once a browser has come."""
 
-    def __init__(self):
+    def __init__(self, prefix=""):
         self.players = []
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.server = pn.serve(self.app, port=self.port, address="127.0.0.1", show=False, threaded=True, verbose=False)
-        self.url = f"http://127.0.0.1:{self.port}/"
+        where = {"port": self.port, "address": "127.0.0.1", "prefix": prefix}
+        self.server = pn.serve(self.app, **where, show=False, threaded=True, verbose=False)
+        self.url = f"http://127.0.0.1:{self.port}{prefix}/"
 
     def app(self):
         player = ServedPlayer(sizing_mode="stretch_both", theme="light")
@@ -129,6 +132,102 @@ def test_a_worker_s_frames_are_drawn_to_the_last_and_little_goes_back_up(served,
     assert (sum(got) - down) / drawn < 18_000
     assert page.evaluate(f"{PLAYER}.errors") == 0
     assert page.console_errors == []
+
+
+class Traffic:
+    """What a page's websockets bring: those for frames, and the page's own."""
+
+    def __init__(self, page):
+        self.lines, self.frames, self.rest = [], [], []
+        page.on("websocket", self.opened)
+
+    def opened(self, socket):
+        of_frames = "/frames?" in socket.url
+        self.lines += [socket.url] * of_frames
+        into = self.frames if of_frames else self.rest
+        socket.on("framereceived", lambda message: into.append(message))
+
+
+def in_use(page, served):
+    """Waits until the latest player's frames travel on a line."""
+    poll(page, served.players[-1][0].lines.carry)
+
+
+def play(player, steps, seconds=0.01):
+    """Shows frames from a worker; what was shown, by step."""
+    shown = {step: Frame(step, [Points([0.01 * step], [1])], f"step {step}") for step in steps}
+
+    def work():
+        for frame in shown.values():
+            player.show(frame=frame)
+            time.sleep(seconds)
+
+    threading.Thread(target=work, daemon=True).start()
+    return shown
+
+
+@pytest.mark.parametrize("prefix", ["", "/user/ada/proxy"])
+def test_frames_come_on_a_websocket_of_their_own_and_each_is_drawn(page, prefix):
+    traffic, served = Traffic(page), Served(prefix)
+    try:
+        player = served.open(page)
+        in_use(page, served)
+        page.wait_for_timeout(300)
+        rest, drawn = sum(map(len, traffic.rest)), page.evaluate(f"{PLAYER}.drawn")
+        shown = play(player, range(1, 101))
+        wait_for_step(page, 100)
+        poll(page, lambda: player.feed.drawn == player.feed.counts.sent)
+        came = [decode(message) for message in traffic.frames]
+        assert page.evaluate(f"{PLAYER}.drawn") - drawn == len(came) >= 10
+        assert len(came) + player.feed.counts.replaced == 100
+        for message, (header, _) in zip(traffic.frames, came, strict=True):
+            assert message == encode_frame(shown[header["step"]], header["seq"])
+        assert sum(map(len, traffic.rest)) - rest < 2000, "the page's own websocket hears of no frame"
+        assert len(traffic.lines) == 1
+        assert not [text for text in page.console_errors if "WebSocket" in text]
+    finally:
+        served.server.stop()
+
+
+def test_without_the_route_frames_come_as_before(page, monkeypatch):
+    monkeypatch.setattr(tornado, "per_app_patterns", [r for r in urls.per_app_patterns if r[0] != "/frames"])
+    traffic, served = Traffic(page), Served()
+    try:
+        player = served.open(page)
+        play(player, range(1, 101))
+        wait_for_step(page, 100)
+        assert traffic.lines
+        assert traffic.frames == []
+        assert not player.lines.carry()
+        assert page.evaluate(f"{PLAYER}.drawn") >= 10
+    finally:
+        served.server.stop()
+
+
+def test_a_line_that_breaks_loses_no_last_frame_and_comes_back(served, page):
+    traffic = Traffic(page)
+    player = served.open(page)
+    in_use(page, served)
+    play(player, range(1, 51))
+    wait_for_step(page, 50)
+    (line,) = player.lines._open.values()
+    player.show(frame=Frame(51))
+    served.on_loop(line.ws_connection.stream.close)  # with the frame on its way, or not
+    player.show(frame=Frame(52))
+    wait_for_step(page, 52)
+    in_use(page, served)
+    assert len(traffic.lines) == 2
+    before = len(traffic.frames)
+    player.show(frame=Frame(53))
+    wait_for_step(page, 53)
+    assert len(traffic.frames) == before + 1
+
+
+def test_a_page_that_leaves_ends_its_line(served, page):
+    player = served.open(page)
+    in_use(page, served)
+    page.goto("about:blank")
+    poll(page, lambda: not player.lines._open)
 
 
 def test_a_click_reports_the_place_that_was_drawn_there(served, page):
