@@ -145,7 +145,7 @@ class Traffic:
         of_frames = "/frames?" in socket.url
         self.lines += [socket.url] * of_frames
         into = self.frames if of_frames else self.rest
-        socket.on("framereceived", lambda message: into.append(message))
+        socket.on("framereceived", into.append)
 
 
 def in_use(page, served):
