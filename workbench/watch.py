@@ -38,7 +38,7 @@ def watch(
     flush: float = 5.0,
     room: float = POINTS_ROOM,
 ) -> Watch:
-    """Watch your own training loop: losses, rates, norms, the path of the weights, and probes, at a bounded cost.
+    """Watch your own training loop: losses, rates, norms, the path of the weights, and probes, within a budget of time.
 
     Recorded at every step: the loss and the learning rate of each group. Norms of gradient, weights and update, the
     weights themselves and probes are taken as often as the budget lets them: what costs much comes seldom. Nothing is
@@ -58,7 +58,8 @@ def watch(
             costs, so as the record grows this comes seldom: writing takes an eighth of the budget.
         every: take nothing but loss and rates more often than every so many steps.
         budget: the share of the time that all this may take, 0 to 1; None: no bound, everything every `every` steps.
-            Times are the host's: on a GPU, of launching.
+            Times are the host's: on a GPU, of launching. A loop whose steps take under a millisecond loses more than
+            its `share` says, for what measuring puts out of the processor's cache (see the benchmark watched-loop).
         flush: seconds.
         room: bytes for weights kept. When they are full every second point goes, so the path stays evenly spaced.
 
