@@ -89,7 +89,7 @@ class PlanePicture:
             return "The loss on a plane through the parameters: working on it"
         if self.paths is None or not math.isfinite(self.paths.attrs["variance_share"]):
             return str(self.plane.title)
-        return f"{self.plane.title}: holds {100 * self.paths.attrs['variance_share']:.1f} % of their variance"
+        return f"{self.plane.title}: {100 * self.paths.attrs['variance_share']:.1f} % of their variance"
 
     @property
     def data(self) -> str:
