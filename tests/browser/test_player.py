@@ -144,8 +144,7 @@ class Traffic:
     def opened(self, socket):
         of_frames = "/frames?" in socket.url
         self.lines += [socket.url] * of_frames
-        into = self.frames if of_frames else self.rest
-        socket.on("framereceived", lambda message: into.append(message))
+        socket.on("framereceived", lambda message: (self.frames if of_frames else self.rest).append(message))
 
 
 def in_use(page, served):

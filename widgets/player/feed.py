@@ -126,9 +126,7 @@ class Feed:
     def drawn_by(self, views: Container[str], seq: int) -> bool:
         """Whether somebody looks, all of them among `views`, and all have drawn message `seq`."""
         with self._state:
-            return bool(self._views) and all(
-                name in views and view.acked >= seq for name, view in self._views.items()
-            )
+            return bool(self._views) and all(name in views and view.acked >= seq for name, view in self._views.items())
 
     def flush(self) -> None:
         """Delivers what waits without asking for room, in the calling thread."""

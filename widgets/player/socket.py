@@ -34,7 +34,7 @@ _players: WeakValueDictionary[str, Lines] = WeakValueDictionary()
 
 def mount() -> None:
     """Gives every page of servers made from now on its route for lines; calling it again changes nothing."""
-    if not any(handler is Line for _, handler in urls.per_app_patterns):
+    if not any(route[1] is Line for route in urls.per_app_patterns):
         urls.per_app_patterns.insert(0, ("/frames", Line))
 
 
@@ -92,7 +92,7 @@ class Lines:
 class Line(WebSocketHandler):
     """One browser's websocket to one player; it knows the player by its token alone and keeps nothing alive."""
 
-    max_message_size = 32  # type: ignore[assignment]
+    max_message_size = 32
     check_origin = WSHandler.check_origin  # the origins from which pages may be opened
 
     def initialize(self, **_context: Any) -> None:

@@ -25,7 +25,7 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pages = {"page": lambda: ServedPlayer(), "/{secret}": lambda: ServedPlayer()}
+    pages = dict.fromkeys(("page", "/{secret}"), lambda: pn.Column("nothing here"))
     server = pn.serve(pages, port=port, address="127.0.0.1", show=False, threaded=True, verbose=False)
     end = time.monotonic() + 10
     while time.monotonic() < end:
@@ -140,6 +140,21 @@ def test_what_is_drawn_makes_room_for_the_newest(address, player):
             assert (await browser.read())["step"] == 7
             assert player.feed.counts.replaced == 4
             assert decode(player.frame)[0]["step"] == 7, "a page that opens now starts from the latest"
+
+    asyncio.run(visit())
+
+
+def test_a_line_goes_on_as_long_as_what_it_sends_is_taken(address, player):
+    async def visit():
+        async with Browser(address, player.line) as browser:
+            await looking(player, browser)
+            for step in range(3 * MOST_UNDER_WAY):
+                player.show(frame=Frame(step))
+                came = await browser.read()
+                assert came["step"] == step
+                await browser.line.write_message(str(came["seq"]))
+                await until(lambda seq=came["seq"]: player.feed.drawn == seq)
+            assert player.lines.carry()
 
     asyncio.run(visit())
 
