@@ -144,7 +144,12 @@ class Traffic:
     def opened(self, socket):
         of_frames = "/frames?" in socket.url
         self.lines += [socket.url] * of_frames
-        socket.on("framereceived", lambda message: (self.frames if of_frames else self.rest).append(message))
+        into = self.frames if of_frames else self.rest
+
+        def keep(message):  # Playwright marks its listeners, which a list's own method does not let it
+            into.append(message)
+
+        socket.on("framereceived", keep)
 
 
 def in_use(page, served):

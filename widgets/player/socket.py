@@ -34,8 +34,9 @@ _players: WeakValueDictionary[str, Lines] = WeakValueDictionary()
 
 def mount() -> None:
     """Gives every page of servers made from now on its route for lines; calling it again changes nothing."""
-    if not any(route[1] is Line for route in urls.per_app_patterns):
-        urls.per_app_patterns.insert(0, ("/frames", Line))
+    patterns: list[Any] = urls.per_app_patterns
+    if not any(pattern[1] is Line for pattern in patterns):
+        patterns.insert(0, ("/frames", Line))
 
 
 class Lines:

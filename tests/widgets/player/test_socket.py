@@ -25,7 +25,7 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pages = dict.fromkeys(("page", "/{secret}"), lambda: pn.Column("nothing here"))
+    pages = {"page": ServedPlayer, "/{secret}": ServedPlayer}
     server = pn.serve(pages, port=port, address="127.0.0.1", show=False, threaded=True, verbose=False)
     end = time.monotonic() + 10
     while time.monotonic() < end:
