@@ -145,7 +145,11 @@ class Traffic:
         of_frames = "/frames?" in socket.url
         self.lines += [socket.url] * of_frames
         into = self.frames if of_frames else self.rest
-        socket.on("framereceived", into.append)
+
+        def keep(message):  # Playwright marks its listeners, which a list's own method does not let it
+            into.append(message)
+
+        socket.on("framereceived", keep)
 
 
 def in_use(page, served):

@@ -272,9 +272,8 @@ class Shell:
         desk, session = self.desk, self.desk.session
         self._quiet = True
         try:
-            self.play.param.update(
-                icon="pause" if session.playing else "play_arrow", label="Pause" if session.playing else "Play"
-            )
+            icon, label = ("pause", "Pause") if session.playing else ("play_arrow", "Play")
+            _change(self.play, icon=icon, label=label)
             if self.time.value != session.index:
                 self.echo.tell(("step", session.index))
             self.time.param.update(end=max(1, session.head), value=session.index)
@@ -289,7 +288,7 @@ class Shell:
         self.cancel.visible = desk.busy
         making = desk.maker.progress and desk.maker.progress[0]
         for what, button in self.makers.items():
-            button.param.update(disabled=bool(making), loading=making == what)
+            _change(button, disabled=bool(making), loading=making == what)
         self.refresh()
         if not session.playing:
             self._link()
@@ -302,6 +301,13 @@ class Shell:
     def _settings(self) -> None:
         self.player.show(scene=self.desk.scene())
         self._state()
+
+
+def _change(view: Any, **values: Any) -> None:
+    """Sets what differs: what stays the same would go through all that Panel does for a change."""
+    news = {name: value for name, value in values.items() if getattr(view, name) != value}
+    if news:
+        view.param.update(**news)
 
 
 def _is_wide() -> bool:

@@ -144,6 +144,21 @@ def test_what_is_drawn_makes_room_for_the_newest(address, player):
     asyncio.run(visit())
 
 
+def test_a_line_goes_on_as_long_as_what_it_sends_is_taken(address, player):
+    async def visit():
+        async with Browser(address, player.line) as browser:
+            await looking(player, browser)
+            for step in range(3 * MOST_UNDER_WAY):
+                player.show(frame=Frame(step))
+                came = await browser.read()
+                assert came["step"] == step
+                await browser.line.write_message(str(came["seq"]))
+                await until(lambda seq=came["seq"]: player.feed.drawn == seq)
+            assert player.lines.carry()
+
+    asyncio.run(visit())
+
+
 @pytest.mark.parametrize("token", ["", "no-such-player"])
 def test_an_unknown_token_is_refused(address, token):
     assert asks(address, token) == 403
