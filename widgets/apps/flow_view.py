@@ -8,15 +8,15 @@ import panel as pn
 import panel_material_ui as pmui
 
 import workbench as wb
-from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.drawing import DrawingShell, choice, folded, heading, named
 from widgets.apps.flow import CHOICES, COLUMN, LABELS, OWN, FlowDesk
 from widgets.apps.flow_measures import AGAIN, MEANING
 from widgets.apps.flow_picture import SHOWN
 from widgets.apps.plot import LivePlot
-from widgets.apps.shell import FIELD, TIP, Shell
+from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED, _named, _weakly
+from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
@@ -51,7 +51,7 @@ file are centred and scaled, and stay in this page's memory.
 """
 
 
-class FlowShell(Shell):
+class FlowShell(DrawingShell):
     """The page around a `FlowDesk`."""
 
     desk: FlowDesk
@@ -89,9 +89,6 @@ class FlowShell(Shell):
         self._show_sliders()
         return [self.ends, self.answer, self.columns, self.net, self.sliders]
 
-    def _heading(self, words: str) -> Any:
-        return pmui.Typography(words, variant="subtitle2", margin=(8, 0, 0, 0))
-
     def _show_ends(self) -> None:
         desk = self.desk
         densities = wb.catalogue("densities")
@@ -99,16 +96,11 @@ class FlowShell(Shell):
         if desk.settings["target"] == OWN:
             targets = {desk.target().title: OWN, **targets}
         sources = {row.title: row.name for row in densities if row.name != "digit-images"}
-        source = self._choice("Source", sources, desk.settings["source"], lambda v: desk.choose(source=v, rounds=[]))
-        target = self._choice("Target", targets, desk.settings["target"], lambda v: desk.choose(target=v, rounds=[]))
+        source = choice("Source", sources, desk.settings["source"], lambda v: desk.choose(source=v, rounds=[]))
+        target = choice("Target", targets, desk.settings["target"], lambda v: desk.choose(target=v, rounds=[]))
         draw = pmui.Button(label="Draw the target", icon="draw", variant="outlined", **FIELD)
         draw.on_click(lambda event: desk.begin_drawing())
         self.ends[:] = [source, target, draw, self.file]
-
-    def _choice(self, label: str, options: dict[str, str], value: Any, chosen: Callable[[Any], None]) -> Any:
-        select = pmui.Select(label=label, options=options, value=value, **FIELD)
-        select.param.watch(lambda event: chosen(event.new), "value")
-        return select
 
     def _show_columns(self) -> None:
         desk = self.desk
@@ -119,7 +111,7 @@ class FlowShell(Shell):
         more.on_click(lambda event: desk.add_column())
         less.on_click(lambda event: desk.drop_column())
         row = pn.Row(more, less, margin=0, sizing_mode="stretch_width")
-        self.columns[:] = [self._heading("Settings side by side"), *cards, row]
+        self.columns[:] = [heading("Settings side by side"), *cards, row]
 
     def _card(self, i: int) -> Any:
         column, colour = {**COLUMN, **self.desk.settings["columns"][i]}, self._colours()[i]
@@ -132,7 +124,7 @@ class FlowShell(Shell):
     def _part(self, i: int, key: str, value: str) -> Any:
         options = {row.title: row.name for row in wb.catalogue(CHOICES.get(key, "optimizers"))}
         chosen = lambda v: self.desk.set_column(i, **{key: v})  # noqa: E731 - one line beside its one use
-        return self._choice(f"{WORDS[key]} {LABELS[i]}", options, value, chosen)
+        return choice(f"{WORDS[key]} {LABELS[i]}", options, value, chosen)
 
     def _show_net(self) -> None:
         desk = self.desk
@@ -154,7 +146,7 @@ class FlowShell(Shell):
         }
         rates = [control.view for name, control in self.hyper.items() if name.endswith(".lr")]
         others = [control.view for name, control in self.hyper.items() if not name.endswith(".lr")]
-        self.sliders[:] = [self._heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
+        self.sliders[:] = [heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
 
     def _turner(self, name: str) -> Callable[[Any], None]:
         return lambda value: self.desk.turn(name, value)
@@ -237,37 +229,10 @@ class FlowShell(Shell):
             ("About", pn.Column(about, **fill, styles={"overflow": "auto"})),
         ]
 
-    def page(self) -> Any:
-        made = super().page()
-        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
-        self._draw_twice()
-        return made
-
-    def restyle(self) -> None:
-        self._draw_twice()
-
-    @property
-    def theme(self) -> str:
-        """ "light" or "dark"."""
-        return "dark" if self.dark else "light"
-
-    def _colours(self) -> list[str]:
-        return list(palette.DARK if getattr(self, "dark", False) else palette.LIGHT)
-
-    def _draw_twice(self) -> None:
-        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
-        self.later("tab", self._draw)
-        doc = self.later.doc
-        if doc is not None and doc.session_context is not None:
-            for delay in (700, 2500):
-                doc.add_timeout_callback(_weakly(self._draw), delay)
-
-    def _draw(self) -> None:
-        if self.desk.closed or not hasattr(self, "tabs_view"):
-            return
-        if self.tabs_view.active == 0:
+    def draw_tab(self, active: int) -> None:
+        if active == 0:
             self._draw_measures()
-        elif self.tabs_view.active == 1:
+        elif active == 1:
             self._draw_loss()
 
     def _draw_news(self) -> None:
@@ -289,7 +254,7 @@ class FlowShell(Shell):
         figure = curves(
             series, title="Loss of each step's batch, mean per pair", theme=self.theme, cursor=session.index
         )
-        self.loss.object = _named(figure)
+        self.loss.object = named(figure)
 
     def _draw_measures(self) -> None:
         desk, colours = self.desk, self._colours()
@@ -308,7 +273,7 @@ class FlowShell(Shell):
                 for i, label in enumerate(desk.parts)
                 if len(steps)
             ]
-            pane.object = _named(curves(series, title=title, theme=self.theme, cursor=session.index))
+            pane.object = named(curves(series, title=title, theme=self.theme, cursor=session.index))
 
     def _numbers(self) -> str:
         """The measures as a table, each explained by its tooltip."""
@@ -334,8 +299,3 @@ class FlowShell(Shell):
 
 
 _WIDE: dict[str, Any] = {"sizing_mode": "stretch_width", "margin": 0}
-
-
-def folded(title: str, inside: list) -> Any:
-    """Controls under a heading that opens them."""
-    return pmui.Card(*inside, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))

@@ -10,14 +10,14 @@ import panel as pn
 import panel_material_ui as pmui
 
 import workbench as wb
-from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.drawing import DrawingShell, choice, folded, heading, named
 from widgets.apps.landscape import COLUMN, FINEST, LABELS, OWN, PARTS, PLANES, LandscapeDesk
 from widgets.apps.landscape_measures import MEANING, edge, known
 from widgets.apps.plot import LivePlot
-from widgets.apps.shell import FIELD, TIP, Shell
+from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED, _named, _weakly
+from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
@@ -57,7 +57,7 @@ line between the two ends' losses, on the grid shown.
 DASHED = {"dash": "dash", "width": 1.2, "opacity": 0.8}
 
 
-class LandscapeShell(Shell):
+class LandscapeShell(DrawingShell):
     """The page around a `LandscapeDesk`."""
 
     desk: LandscapeDesk
@@ -96,16 +96,8 @@ class LandscapeShell(Shell):
         self._show_view()
         self._show_sliders()
 
-    def _heading(self, words: str) -> Any:
-        return pmui.Typography(words, variant="subtitle2", margin=(8, 0, 0, 0))
-
-    def _choice(self, label: str, options: dict[str, Any], value: Any, chosen: Callable[[Any], None]) -> Any:
-        select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
-        select.param.watch(lambda event: chosen(event.new), "value")
-        return select
-
     def _setting(self, label: str, name: str, options: dict[str, Any]) -> Any:
-        return self._choice(label, options, self.desk.settings[name], lambda v: self.desk.choose(**{name: v}))
+        return choice(label, options, self.desk.settings[name], lambda v: self.desk.choose(**{name: v}))
 
     def _own(self, name: str, options: dict[str, str]) -> dict[str, str]:
         return {"Your own": OWN} if self.desk.settings[name] == OWN else options
@@ -115,13 +107,13 @@ class LandscapeShell(Shell):
         lead = next(iter(desk.parts.values()))
         losses = {words: name for name, words in LOSSES.items() if (name in OF_CLASSES) == bool(lead.data.classes)}
         given = lead.loss_given if isinstance(lead.loss_given, str) else OWN
-        loss = self._choice("Loss", self._own("loss", losses), given, lambda v: desk.choose(loss=v))
+        loss = choice("Loss", self._own("loss", losses), given, lambda v: desk.choose(loss=v))
         net = [self._init(hyper) for hyper in (*MLP.hypers.values(), SEED)]
         self.problem[:] = [
             self._setting("Data", "data", self._own("data", _titles("datasets"))),
             self._setting("Model", "model", self._own("model", _titles("models"))),
             loss,
-            _folded("Network and seed", net if desk.settings["model"] == "mlp" else net[-1:]),
+            folded("Network and seed", net if desk.settings["model"] == "mlp" else net[-1:]),
         ]
 
     def _init(self, hyper: wb.Hyper) -> Any:
@@ -132,7 +124,7 @@ class LandscapeShell(Shell):
     def _show_columns(self) -> None:
         desk, options = self.desk, _titles("optimizers")
         cards = [
-            self._choice(
+            choice(
                 f"Optimizer {LABELS[i]}", options, {**COLUMN, **column}["optimizer"],
                 functools.partial(self._optimizer, i),
             )
@@ -144,7 +136,7 @@ class LandscapeShell(Shell):
         more.on_click(lambda event: desk.add_column())
         less.on_click(lambda event: desk.drop_column())
         buttons = pn.Row(more, less, margin=0, sizing_mode="stretch_width")
-        self.columns[:] = [self._heading("Trainings side by side"), *cards, buttons]
+        self.columns[:] = [heading("Trainings side by side"), *cards, buttons]
 
     def _optimizer(self, i: int, name: str) -> None:
         self.desk.set_column(i, optimizer=name)
@@ -155,12 +147,10 @@ class LandscapeShell(Shell):
         again = pmui.Button(label="Lay the plane anew", icon="refresh", variant="outlined", description=words, **FIELD)
         again.on_click(lambda event: desk.do(desk.look))
         self.view[:] = [
-            self._heading("The plane"),
-            self._choice("Plane", _flipped(PLANES), settings["plane"], lambda v: desk.set_view(plane=v)),
-            self._choice("Loss over", _flipped(PARTS), settings["part"], lambda v: desk.set_view(part=v)),
-            self._choice(
-                "Points a side", {str(n): n for n in FINEST}, settings["points"], lambda v: desk.set_view(points=v)
-            ),
+            heading("The plane"),
+            choice("Plane", _flipped(PLANES), settings["plane"], lambda v: desk.set_view(plane=v)),
+            choice("Loss over", _flipped(PARTS), settings["part"], lambda v: desk.set_view(part=v)),
+            choice("Points a side", {str(n): n for n in FINEST}, settings["points"], lambda v: desk.set_view(points=v)),
             again,
         ]
 
@@ -173,7 +163,7 @@ class LandscapeShell(Shell):
         }
         rates = [control.view for name, control in self.hyper.items() if name.endswith(".lr")]
         others = [control.view for name, control in self.hyper.items() if not name.endswith(".lr")]
-        self.sliders[:] = [self._heading("Turn while it trains"), *rates, _folded("All hyperparameters", others)]
+        self.sliders[:] = [heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
 
     def _turner(self, name: str) -> Callable[[Any], None]:
         return lambda value: self.desk.turn(name, value)
@@ -214,39 +204,16 @@ class LandscapeShell(Shell):
 
     def page(self) -> Any:
         made = super().page()
-        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
-        self._draw_twice()
         self.desk.do(self.desk.look)
         return made
 
-    def restyle(self) -> None:
-        self._draw_twice()
-
-    @property
-    def theme(self) -> str:
-        """ "light" or "dark"."""
-        return "dark" if getattr(self, "dark", False) else "light"
-
-    def _colours(self) -> list[str]:
-        return list(palette.DARK if self.theme == "dark" else palette.LIGHT)
-
-    def _draw_twice(self) -> None:
-        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
-        self.later("tab", self._draw)
-        doc = self.later.doc
-        if doc is not None and doc.session_context is not None:
-            for delay in (700, 2500):
-                doc.add_timeout_callback(_weakly(self._draw), delay)
-
-    def _draw(self) -> None:
-        if self.desk.closed or not hasattr(self, "tabs_view"):
-            return
+    def draw_tab(self, active: int) -> None:
         draw = (self._draw_curvature, self._draw_path, self._draw_surface, self._draw_spectrum, self._draw_between)
-        if self.tabs_view.active < len(draw):
-            draw[self.tabs_view.active]()
+        if active < len(draw):
+            draw[active]()
 
     def _curves(self, series: list[dict[str, Any]], title: str, **more: Any) -> dict[str, Any]:
-        return _named(curves(series, title=title, theme=self.theme, **more))
+        return named(curves(series, title=title, theme=self.theme, **more))
 
     def _draw_curvature(self) -> None:
         desk, session = self.desk, self.desk.session
@@ -368,10 +335,6 @@ def _titles(family: str) -> dict[str, str]:
 
 def _flipped(options: dict[str, str]) -> dict[str, str]:
     return {words[0].upper() + words[1:]: name for name, words in options.items()}
-
-
-def _folded(title: str, views: list) -> Any:
-    return pmui.Card(*views, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))
 
 
 def _last(values: Any) -> float:

@@ -2,22 +2,21 @@
 
 import functools
 import html
-from collections.abc import Callable
 from typing import Any
 
 import panel as pn
 import panel_material_ui as pmui
 
 import workbench as wb
-from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.drawing import DrawingShell, choice, heading, named
 from widgets.apps.plot import LivePlot
 from widgets.apps.sampler import EXACT, MOST, OWN, SAVED, SHIPPED, SamplerDesk
 from widgets.apps.sampler_measures import MEANING
 from widgets.apps.sampler_picture import SHOWN, PlanePicture
-from widgets.apps.shell import FIELD, TIP, Shell
+from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED, _named, _weakly
+from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 
 BUDGETS = (4, 8, 16, 32)
@@ -42,7 +41,7 @@ they converge to one another, path by path.
 """
 
 
-class SamplerShell(Shell):
+class SamplerShell(DrawingShell):
     """The page around a `SamplerDesk`."""
 
     desk: SamplerDesk
@@ -67,11 +66,6 @@ class SamplerShell(Shell):
         self._show_cards()
         return [self.ends, self.cards]
 
-    def _choice(self, label: str, options: dict[str, str], value: Any, chosen: Callable[[Any], None]) -> Any:
-        select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
-        select.param.watch(lambda event: chosen(event.new), "value")
-        return select
-
     def _show_field(self) -> None:
         desk, settings = self.desk, self.desk.settings
         fields = {
@@ -81,18 +75,16 @@ class SamplerShell(Shell):
         }
         if desk.own is not None:
             fields = {"Your own": OWN, **fields}
-        found = [self._choice("Field", fields, settings["field"], lambda v: desk.choose(field=v))]
+        found = [choice("Field", fields, settings["field"], lambda v: desk.choose(field=v))]
         if settings["field"] == EXACT:
             targets = {r.title: r.name for r in wb.catalogue("densities") if r.name not in ("gaussian", "digit-images")}
             paths = {row.title: row.name for row in wb.catalogue("interpolants")}
-            found.append(self._choice("Target", targets, settings["target"], lambda v: desk.choose(target=v)))
-            found.append(
-                self._choice("Interpolant", paths, settings["interpolant"], lambda v: desk.choose(interpolant=v))
-            )
+            found.append(choice("Target", targets, settings["target"], lambda v: desk.choose(target=v)))
+            found.append(choice("Interpolant", paths, settings["interpolant"], lambda v: desk.choose(interpolant=v)))
         target = next(iter(desk.parts.values())).field.target
         if target is not None and target.classes:
             asked = {"each class in turn": "all", **{name: name for name in target.classes}}
-            found.append(self._choice("Asked class", asked, settings["asked"], lambda v: desk.choose(asked=v)))
+            found.append(choice("Asked class", asked, settings["asked"], lambda v: desk.choose(asked=v)))
         seed = HyperControl(SEED, settings["seed"], lambda v: desk.do(lambda: desk._choose({"seed": v}), newest="seed"))
         turn = pmui.Switch(label="from data back to noise", value=settings["reverse"], size="small", margin=(4, 4))
         turn.param.watch(lambda event: desk.choose(reverse=event.new), "value")
@@ -106,7 +98,7 @@ class SamplerShell(Shell):
         add = pmui.Select(label="Add a solver", options={"": "", **options}, value="", **FIELD)
         add.disabled = len(cards) >= MOST
         add.param.watch(lambda event: desk.add(event.new) if event.new else None, "value")
-        self.cards[:] = [pmui.Typography("Solvers side by side", variant="subtitle2", margin=(8, 0, 0, 0)), *cards, add]
+        self.cards[:] = [heading("Solvers side by side"), *cards, add]
 
     def _card(self, i: int, label: str, part: Any) -> Any:
         desk = self.desk
@@ -114,7 +106,7 @@ class SamplerShell(Shell):
         rows, rest = views[:FIRST], views[FIRST:]
         if not part.method.adaptive:
             grids = {row.title: row.name for row in wb.catalogue("grids")}
-            grid = self._choice("Time grid", grids, part.grid.name, functools.partial(desk.set_grid, i))
+            grid = choice("Time grid", grids, part.grid.name, functools.partial(desk.set_grid, i))
             rest.append(grid)
         if rest:
             rows.append(pmui.Card(*rest, title="more", collapsed=True, sizing_mode="stretch_width", margin=(4, 0)))
@@ -192,37 +184,10 @@ class SamplerShell(Shell):
             ("About", pn.Column(about, **fill, styles={"overflow": "auto"})),
         ]
 
-    def page(self) -> Any:
-        made = super().page()
-        self.tabs_view.param.watch(lambda event: self._draw_twice(), "active")
-        self._draw_twice()
-        return made
-
-    def restyle(self) -> None:
-        self._draw_twice()
-
-    @property
-    def theme(self) -> str:
-        """ "light" or "dark"."""
-        return "dark" if getattr(self, "dark", False) else "light"
-
-    def _colours(self) -> list[str]:
-        return list(palette.DARK if self.theme == "dark" else palette.LIGHT)
-
-    def _draw_twice(self) -> None:
-        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once."""
-        self.later("tab", self._draw)
-        doc = self.later.doc
-        if doc is not None and doc.session_context is not None:
-            for delay in (700, 2500):
-                doc.add_timeout_callback(_weakly(self._draw), delay)
-
-    def _draw(self) -> None:
-        if self.desk.closed or not hasattr(self, "tabs_view"):
-            return
-        if self.tabs_view.active == 0:
+    def draw_tab(self, active: int) -> None:
+        if active == 0:
             self._draw_measures()
-        elif self.tabs_view.active == 1:
+        elif active == 1:
             self._draw_errors()
 
     def _draw_measures(self) -> None:
@@ -241,7 +206,7 @@ class SamplerShell(Shell):
             if len(steps) and np_finite(values[:, i, 2])
         ]
         words: dict[str, Any] = {"title": "Error to the reference", "x_title": "evaluations", "log": True}
-        self.error.object = _named(curves(series, theme=self.theme, **words))
+        self.error.object = named(curves(series, theme=self.theme, **words))
 
     def _numbers(self) -> str:
         """The measures as a table, each explained by its tooltip."""
@@ -278,7 +243,7 @@ class SamplerShell(Shell):
             "log": True,
             "x_log": True,
         }
-        self.cost.object = _named(curves(series, theme=self.theme, **words))
+        self.cost.object = named(curves(series, theme=self.theme, **words))
         left = len(job.left)
         self.working.object = "" if not left else f"{job.total - left} of {job.total}"
 

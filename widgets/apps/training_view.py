@@ -2,7 +2,6 @@
 
 import html
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +10,11 @@ import panel as pn
 import panel_material_ui as pmui
 
 import workbench as wb
-from widgets import palette
 from widgets.apps.curves import curves
+from widgets.apps.drawing import DrawingShell, choice, heading, named
 from widgets.apps.landscape_measures import edge, known
 from widgets.apps.plot import LivePlot
-from widgets.apps.shell import FIELD, Shell
+from widgets.apps.shell import FIELD
 from widgets.apps.tables import TABLE
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
@@ -56,7 +55,7 @@ such a run does not carry the file.
 """
 
 
-class TrainingShell(Shell):
+class TrainingShell(DrawingShell):
     """The page around a `TrainingDesk`."""
 
     desk: TrainingDesk
@@ -93,10 +92,9 @@ class TrainingShell(Shell):
         )  # fmt: skip
         self.file.param.watch(self._chosen, "value")
         self.answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
-        heading = pmui.Typography("Turn while it trains", variant="subtitle2", margin=(8, 0, 0, 0))
         self._show_choices()
         self._show_sliders()
-        return [self.choices, heading, self.sliders]
+        return [self.choices, heading("Turn while it trains"), self.sliders]
 
     def _show_choices(self) -> None:
         """What a session starts from; any change starts a new one."""
@@ -125,10 +123,7 @@ class TrainingShell(Shell):
         return {**self._options("datasets", "data"), **{file_name(key): key for key in self.desk.uploads}}
 
     def _select(self, label: str, name: str, options: dict[str, str]) -> pmui.Select:
-        value = self.desk.settings[name]
-        select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
-        select.param.watch(lambda event: self.desk.choose(**{name: event.new}), "value")
-        return select
+        return choice(label, options, self.desk.settings[name], lambda value: self.desk.choose(**{name: value}))
 
     def _init_control(self, hyper: wb.Hyper) -> Any:
         desk = self.desk
@@ -210,19 +205,13 @@ class TrainingShell(Shell):
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 
-    def page(self) -> Any:
-        made = super().page()
-        self.tabs_view.param.watch(self._turned_to, "active")
-        self._draw_twice()
-        return made
-
-    def _turned_to(self, event: Any) -> None:
+    def _turned_to(self, active: int) -> None:
         """Another tab is in front: curvature is measured while it is the one that shows it."""
         desk = self.desk
-        desk.curved = event.new == CURVATURE
+        desk.curved = active == CURVATURE
         if desk.curved and not desk.session.playing:
             desk.do(lambda: None, newest="curvature")
-        self._draw_twice()
+        super()._turned_to(active)
 
     def close(self) -> None:
         super().close()
@@ -230,32 +219,13 @@ class TrainingShell(Shell):
 
     def restyle(self) -> None:
         self.tiles.theme = self.theme
-        self._draw_twice()
+        super().restyle()
 
-    @property
-    def theme(self) -> str:
-        """ "light" or "dark"."""
-        return "dark" if self.dark else "light"
-
-    def _draw_twice(self) -> None:
-        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once.
-
-        Not at once: a pane that is not on the page yet would ask for its style sheets on the network.
-        """
-        self.later("tab", self._draw)
-        doc = self.later.doc
-        if doc is not None and doc.session_context is not None:
-            for delay in (700, 2500):
-                doc.add_timeout_callback(_weakly(self._draw), delay)
-
-    def _draw(self) -> None:
-        """The tab in front, as the desk stands."""
-        if self.desk.closed or not hasattr(self, "tabs_view"):
-            return
+    def draw_tab(self, active: int) -> None:
         draw = (
             self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_confusion, self._draw_curvature,
         )  # fmt: skip
-        active, now = self.tabs_view.active, time.perf_counter()
+        now = time.perf_counter()
         slow = active in (1, 3) and self.desk.session.playing and now - self._drawn < SLOW_SECONDS
         if active < len(draw) and not slow:
             self._drawn = now
@@ -270,16 +240,16 @@ class TrainingShell(Shell):
         cursor, classes = desk.session.index, bool(desk.data.classes)
         log = self.log.value and not any(np.any(np.less(one["values"], 0)) for one in losses)
         loss = curves(losses, title="Loss, mean per sample", log=log, theme=self.theme, cursor=cursor)
-        self.loss.object = _named(loss)
+        self.loss.object = named(loss)
         title = "Accuracy, share classified right" if classes else "R², share of the variance explained"
         bounds = None if classes else _r2_bounds(scores)
-        self.scores.object = _named(curves(scores, title=title, theme=self.theme, cursor=cursor, bounds=bounds))
+        self.scores.object = named(curves(scores, title=title, theme=self.theme, cursor=cursor, bounds=bounds))
 
     def _style(self, line: Any) -> dict[str, Any]:
         return {} if line is self.desk.line else {"dash": "dash", "opacity": 0.55, "width": 1.4}
 
     def _losses(self, line: Any) -> list[dict[str, Any]]:
-        colours, live = palette.LIGHT if self.theme == "light" else palette.DARK, line is self.desk.line
+        colours, live = self._colours(), line is self.desk.line
         tail = "" if live else f", line {line.label}"
         found = []
         steps, arrays = line.session.trace()
@@ -294,7 +264,7 @@ class TrainingShell(Shell):
         return found
 
     def _scores(self, line: Any) -> list[dict[str, Any]]:
-        colours, live = palette.LIGHT if self.theme == "light" else palette.DARK, line is self.desk.line
+        colours, live = self._colours(), line is self.desk.line
         tail = "" if live else f", line {line.label}"
         marks, rows = self.desk.measures.arrays(line.session)
         if not rows:
@@ -308,7 +278,7 @@ class TrainingShell(Shell):
     def _draw_layers(self) -> None:
         desk = self.desk
         marks, rows = desk.measures.arrays(desk.session)
-        colours = palette.LIGHT if self.theme == "light" else palette.DARK
+        colours = self._colours()
         names = trained(desk.session).model.names
         for pane, key, title in (
             (self.weights, "weight_norms", "Norm of each block of weights"),
@@ -321,7 +291,7 @@ class TrainingShell(Shell):
                 if rows
             ]
             log = key == "grad_norms"
-            pane.object = _named(curves(series, title=title, log=log, theme=self.theme, cursor=desk.session.index))
+            pane.object = named(curves(series, title=title, log=log, theme=self.theme, cursor=desk.session.index))
 
     def _draw_mistakes(self) -> None:
         picture, answers, picked = self.desk.held_out(), self.desk.answers(), self.desk.picked
@@ -336,7 +306,7 @@ class TrainingShell(Shell):
     def _draw_curvature(self) -> None:
         desk, session = self.desk, self.desk.session
         steps, rows = desk.curvature.arrays(session)
-        colours = palette.LIGHT if self.theme == "light" else palette.DARK
+        colours = self._colours()
         sharp: list[dict[str, Any]] = []
         top: list[dict[str, Any]] = []
         if rows:
@@ -350,9 +320,9 @@ class TrainingShell(Shell):
         heights = np.concatenate([one["values"] for one in sharp]) if sharp else np.ones(1)
         log = bool((heights > 0).all()) and bool(heights.max(initial=1) > APART * heights.min(initial=1))
         figure = curves(sharp, title="Sharpness, and the edge (dashed)", log=log, theme=self.theme, cursor=cursor)
-        self.sharp.object = _named(figure)
+        self.sharp.object = named(figure)
         title = "Share of the gradient in the 10 top eigenvectors"
-        self.top.object = _named(curves(top, title=title, theme=self.theme, cursor=cursor, bounds=(0.0, 1.0)))
+        self.top.object = named(curves(top, title=title, theme=self.theme, cursor=cursor, bounds=(0.0, 1.0)))
         took = desk.curvature
         words = f"measured in {1000 * took.cost:.0f} ms, {100 * min(1.0, took.share):.0f} % of the time"
         self.spent.object = f"Curvature {words}; while this tab is open, at most 20 %."
@@ -368,16 +338,6 @@ CURVATURE = 4
 """Which tab shows curvature."""
 
 
-def _named(figure: dict[str, Any]) -> dict[str, Any]:
-    """A figure with a legend under its title."""
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}}
-    legend["bgcolor"] = "rgba(0,0,0,0)"
-    layout = {**figure["layout"], "showlegend": True, "legend": legend, "hovermode": "x unified"}
-    layout["margin"] = {**layout["margin"], "t": 52}
-    layout["title"] = {**layout["title"], "y": 0.99, "yanchor": "top", "yref": "container"}
-    return {**figure, "layout": layout}
-
-
 def _r2_bounds(series: list[dict[str, Any]]) -> tuple[float, float]:
     """The part of R² worth looking at: what exploded leaves the picture below."""
     values = np.concatenate([one["values"] for one in series]) if series else np.zeros(1)
@@ -387,15 +347,3 @@ def _r2_bounds(series: list[dict[str, Any]]) -> tuple[float, float]:
 
 def _called(thing: Any) -> str:
     return thing.__name__ if isinstance(thing, type) else type(thing).__name__
-
-
-def _weakly(method: Callable[[], None]) -> Callable[[], None]:
-    """A call of a method that does not keep its object: a page's timers outlive the page that set them first."""
-    reference = weakref.WeakMethod(method)
-
-    def call() -> None:
-        bound = reference()
-        if bound is not None:
-            bound()
-
-    return call

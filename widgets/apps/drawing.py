@@ -1,0 +1,94 @@
+"""What pages with plots in tabs share: the tab in front is drawn when it has to be, and how its parts look."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import panel_material_ui as pmui
+
+from widgets import palette
+from widgets.apps.shell import FIELD, Shell
+
+
+class DrawingShell(Shell):
+    """A shell whose tabs hold plots. Subclasses give `draw_tab(active)`, which draws one of them as the desk stands."""
+
+    def draw_tab(self, active: int) -> None:
+        """Draw the tab of this number; those without anything to draw are left alone."""
+        raise NotImplementedError
+
+    def page(self) -> Any:
+        made = super().page()
+        self.tabs_view.param.watch(lambda event: self._turned_to(event.new), "active")
+        self._draw_twice()
+        return made
+
+    def restyle(self) -> None:
+        self._draw_twice()
+
+    @property
+    def theme(self) -> str:
+        """ "light" or "dark"."""
+        return "dark" if getattr(self, "dark", False) else "light"
+
+    def _colours(self) -> tuple[str, ...]:
+        return palette.DARK if self.theme == "dark" else palette.LIGHT
+
+    def _turned_to(self, active: int) -> None:
+        """Another tab is in front."""
+        self._draw_twice()
+
+    def _draw_twice(self) -> None:
+        """Soon and a little later: a theme, applied when a plot appears or turns dark, overwrites its layout once.
+
+        Not at once: a pane that is not on the page yet would ask for its style sheets on the network.
+        """
+        self.later("tab", self._draw)
+        doc = self.later.doc
+        if doc is not None and doc.session_context is not None:
+            for delay in (700, 2500):
+                doc.add_timeout_callback(_weakly(self._draw), delay)
+
+    def _draw(self) -> None:
+        """The tab in front, as the desk stands."""
+        if not self.desk.closed and hasattr(self, "tabs_view"):
+            self.draw_tab(self.tabs_view.active)
+
+
+def named(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure with a legend under its title."""
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}}
+    legend["bgcolor"] = "rgba(0,0,0,0)"
+    layout = {**figure["layout"], "showlegend": True, "legend": legend, "hovermode": "x unified"}
+    layout["margin"] = {**layout["margin"], "t": 52}
+    layout["title"] = {**layout["title"], "y": 0.99, "yanchor": "top", "yref": "container"}
+    return {**figure, "layout": layout}
+
+
+def choice(label: str, options: dict[str, Any], value: Any, chosen: Callable[[Any], None]) -> pmui.Select:
+    """A menu that tells what was chosen; of one thing there is nothing to choose."""
+    select = pmui.Select(label=label, options=options, value=value, disabled=len(options) < 2, **FIELD)
+    select.param.watch(lambda event: chosen(event.new), "value")
+    return select
+
+
+def heading(words: str) -> pmui.Typography:
+    """What the controls below it are for."""
+    return pmui.Typography(words, variant="subtitle2", margin=(8, 0, 0, 0))
+
+
+def folded(title: str, inside: list) -> pmui.Card:
+    """Controls under a heading that opens them."""
+    return pmui.Card(*inside, title=title, collapsed=True, sizing_mode="stretch_width", margin=(4, 0))
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A call of a method that does not keep its object: a page's timers outlive the page that set them first."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        bound = reference()
+        if bound is not None:
+            bound()
+
+    return call
