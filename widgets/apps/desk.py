@@ -92,7 +92,11 @@ class Desk:
         self._thread = threading.Thread(target=self._work, daemon=True, name=f"desk {self.name}")
         _desks.add(self)
         self._thread.start()
-        self._open(dict(query or {}))
+        try:
+            self._open(dict(query or {}))
+        except BaseException:
+            self.close()  # nobody else can close a desk that never was
+            raise
 
     # ---- what subclasses say
 
@@ -314,6 +318,14 @@ class Desk:
     def series(self, steps: list[int]) -> dict[str, Any]:
         """Curves under an exported picture: by name, one value (or one a method) for each of these steps."""
         return {}
+
+    def traced(self, name: str, steps: list[int], labels: list[str]) -> dict[str, Any]:
+        """What the live session's steps measured, by label of its runs, at these steps; {} before there was one."""
+        known, arrays = self.session.trace()
+        if not len(known):
+            return {}
+        at = [min(max(0, step - 1), len(known) - 1) for step in steps]
+        return {label: arrays[name][at, i].tolist() for i, label in enumerate(labels)}
 
     def meta(self) -> dict[str, Any]:
         """What an exported page says of how it came about."""

@@ -17,13 +17,13 @@ from widgets.apps.desk import QUIET, Desk
 from widgets.apps.files import place
 from widgets.apps.flow_measures import Measures
 from widgets.apps.flow_picture import SHOWN, FlowPicture, ImagePicture
+from widgets.apps.settings import SEEDS, check_column, check_whole
 from widgets.player import Frame, Scene
 from workbench.catalogue import catalogue, find
 from workbench.flows.training import FlowTraining
 from workbench.problems.densities import from_points
 from workbench.problems.networks import MLP
 from workbench.problems.points import read_points
-from workbench.routine import unknown
 
 LABELS = "ABC"
 """Settings side by side."""
@@ -44,6 +44,7 @@ COLUMN = {
     "premetric": "squared",
     "optimizer": "adam",
 }
+FAMILIES = {key: (CHOICES.get(key, "optimizers"), f"the flow's {key}") for key in COLUMN}
 NEXT = {"coupling": "minibatch-ot"}
 """What an added setting tries that the others may not."""
 OWN = "drawn"
@@ -78,12 +79,7 @@ class FlowDesk(Desk):
         self._uploaded: wb.Mixture | None = None
         self._taught: dict[str, tuple[list[Any], torch.Tensor]] = {}
         self._lap = time.monotonic()
-        try:
-            super().__init__(runs=runs, query=query)
-        except BaseException:
-            self.closed = True
-            self._commands.put(None)
-            raise
+        super().__init__(runs=runs, query=query)
         threading.Thread(target=self._fly, daemon=True, name="flow particles").start()
 
     # ---- settings
@@ -100,13 +96,10 @@ class FlowDesk(Desk):
         columns = settings["columns"]
         if not isinstance(columns, list) or not 1 <= len(columns) <= len(LABELS):
             raise ValueError(f"expected 1 to {len(LABELS)} settings side by side, got {columns!r}"[:200])
-        settings["columns"] = [_column(given) for given in columns]
+        settings["columns"] = [check_column(given, "a part of a flow", COLUMN, FAMILIES) for given in columns]
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
-        for name, low, high in (("seed", 0, 2**31 - 1), ("batch", 1, 8192)):
-            value = settings[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}")
+        check_whole(settings, seed=SEEDS, batch=(1, 8192))
         find("densities", "a source", settings["source"])
         if settings["target"] == OWN:
             if self.own is None and self._uploaded is None:
@@ -409,27 +402,7 @@ class FlowDesk(Desk):
         return super().html()
 
     def series(self, steps: list[int]) -> dict[str, Any]:
-        session = self.session
-        known, arrays = session.trace()
-        if not len(known):
-            return {}
-        at = [min(max(0, step - 1), len(known) - 1) for step in steps]
-        return {f"loss {label}": arrays["loss"][at, i].tolist() for i, label in enumerate(self.parts)}
-
-
-def _column(given: Any) -> dict[str, str]:
-    """One of the settings side by side, without what is as usual.
-
-    Raises:
-        ValueError: on a part or a choice that does not exist.
-    """
-    if not isinstance(given, dict):
-        raise ValueError(f"expected settings by name, got {given!r}"[:200])
-    for key, value in given.items():
-        if key not in COLUMN:
-            raise unknown("a part of a flow", key, COLUMN)
-        find(CHOICES.get(key, "optimizers"), f"the flow's {key}", value)
-    return {key: value for key, value in given.items() if value != COLUMN[key]}
+        return self.traced("loss", steps, [f"loss {label}" for label in self.parts])
 
 
 def drawn(points: Any) -> wb.Mixture:

@@ -15,6 +15,7 @@ from widgets.apps.background import Background, Watch
 from widgets.apps.desk import Desk
 from widgets.apps.landscape_measures import Curvature
 from widgets.apps.landscape_picture import PlanePicture, Track, stands
+from widgets.apps.settings import SEEDS, check_column, check_whole
 from widgets.apps.training import OWN, load
 from widgets.player import Frame, Scene
 from workbench import landscapes
@@ -28,6 +29,7 @@ LABELS = "ABC"
 """Trainings side by side."""
 RATES = (0.3, 0.5, 0.8)
 COLUMN = {"optimizer": "sgd"}
+FAMILIES = {"optimizer": ("optimizers", "an optimizer")}
 PLANES = {
     "paths": "Best plane of the paths (PCA)",
     "ends": "Through the start and the ends of two paths",
@@ -86,13 +88,7 @@ class LandscapeDesk(Desk):
         self.between: dict[str, Any] = {}
         self._seen: Any = None
         self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
-        try:
-            super().__init__(runs=runs, query=query)
-        except BaseException:
-            self.closed = True
-            self.background.close()
-            self._commands.put(None)
-            raise
+        super().__init__(runs=runs, query=query)
 
     # ---- settings
 
@@ -111,7 +107,7 @@ class LandscapeDesk(Desk):
         columns = settings["columns"]
         if not isinstance(columns, list) or not 1 <= len(columns) <= len(LABELS):
             raise ValueError(f"expected 1 to {len(LABELS)} trainings side by side, got {columns!r}"[:200])
-        settings["columns"] = [_column(given) for given in columns]
+        settings["columns"] = [check_column(given, "a part of a training", COLUMN, FAMILIES) for given in columns]
         for name, family, what in (("data", "datasets", "a data set"), ("model", "models", "a model")):
             if settings[name] != OWN or self.own[name] is None:
                 find(family, what, settings[name])
@@ -120,10 +116,7 @@ class LandscapeDesk(Desk):
                 raise unknown(f"a {name}", settings[name], options)
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
-        for name, low, high in (("seed", 0, 2**31 - 1), ("batch", 0, 100_000)):
-            value = settings[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}")
+        check_whole(settings, seed=SEEDS, batch=(0, 100_000))
         if settings["points"] not in FINEST:
             raise ValueError(f"expected points a side to be one of {FINEST}, got {settings['points']!r}")
         return settings
@@ -241,7 +234,7 @@ class LandscapeDesk(Desk):
     def _look(self, session: wb.Session, track: Track, settings: dict[str, Any], watch: Watch) -> Iterator[Survey]:
         scene = self.landscape(0, session, track.state, settings["part"])
         plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None)
-        spans = landscapes.fit_span(plane, track.ends(settings["plane"]), margin=0.25)
+        spans = landscapes.fit_span(plane, track.points, margin=0.25)
         grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
         grid = None
         for grid in grids:
@@ -330,11 +323,7 @@ class LandscapeDesk(Desk):
     # ---- to take away
 
     def series(self, steps: list[int]) -> dict[str, Any]:
-        known, arrays = self.session.trace()
-        if not len(known):
-            return {}
-        at = [min(max(0, step - 1), len(known) - 1) for step in steps]
-        return {f"loss {label}": arrays["loss"][at, i].tolist() for i, label in enumerate(self.parts)}
+        return self.traced("loss", steps, [f"loss {label}" for label in self.parts])
 
     def meta(self) -> dict[str, Any]:
         return {**super().meta(), "plane": self.picture_.words}
@@ -365,21 +354,6 @@ def ways_between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tup
 def matched(scene: Any, a: Tensor, b: Tensor) -> Tensor:
     """b with its hidden units in the order that matches a's: the same function."""
     return landscapes.permute(scene, b, landscapes.weight_matching(scene, a, b))
-
-
-def _column(given: Any) -> dict[str, str]:
-    """One of the trainings side by side, without what is as usual.
-
-    Raises:
-        ValueError: on a part or a choice that does not exist.
-    """
-    if not isinstance(given, dict):
-        raise ValueError(f"expected settings by name, got {given!r}"[:200])
-    for key, value in given.items():
-        if key not in COLUMN:
-            raise unknown("a part of a training", key, COLUMN)
-        find("optimizers", "an optimizer", value)
-    return {key: value for key, value in given.items() if value != COLUMN[key]}
 
 
 def page(query: Mapping[str, str], runs: str | Path) -> Any:

@@ -55,10 +55,6 @@ class Track:
         """Whether there is a path at all."""
         return len(self.steps) > 2 and bool((self.points[:, -1] != self.points[:, 0]).any())
 
-    def ends(self, kind: str) -> Tensor:
-        """(n, parameters): what a picture of a kind of plane is to hold. Random ones reach as far as they are named."""
-        return self.points.flatten(0, 1)
-
 
 class PlanePicture:
     """Scenes and frames of trainings on a plane.

@@ -15,6 +15,7 @@ from widgets.apps.desk import QUIET, Desk
 from widgets.apps.files import place
 from widgets.apps.sampler_measures import Errors, Measures, Reference
 from widgets.apps.sampler_picture import SHOWN, PlanePicture, TilesPicture
+from widgets.apps.settings import SEEDS, check_whole
 from widgets.player import Frame, Scene
 from workbench.catalogue import find
 from workbench.flows.fields import ExactField
@@ -44,13 +45,8 @@ class SamplerDesk(Desk):
         self.shown = list(SHOWN)
         self.stage = 0
         self._stages: tuple[Any, list] | None = None
-        try:
-            super().__init__(runs=runs, query=query)
-            self.speed = 5.0
-        except BaseException:
-            self.closed = True
-            self._commands.put(None)
-            raise
+        super().__init__(runs=runs, query=query)
+        self.speed = 5.0
 
     # ---- settings
 
@@ -74,10 +70,7 @@ class SamplerDesk(Desk):
             raise ValueError(f"expected 1 to {MOST} samplers, got {rows!r}"[:200])
         settings["samplers"] = [_sampler(row) for row in rows]
         settings["asked"] = str(settings["asked"])
-        for name, low, high in (("samples", 1, 5000), ("seed", 0, 2**31 - 1)):
-            value = settings[name]
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}")
+        check_whole(settings, samples=(1, 5000), seed=SEEDS)
         return settings
 
     def pick_field(self) -> wb.Field:
@@ -307,11 +300,7 @@ class SamplerDesk(Desk):
     # ---- to take away
 
     def series(self, steps: list[int]) -> dict[str, Any]:
-        known, arrays = self.session.trace()
-        if not len(known):
-            return {}
-        at = [min(max(0, step - 1), len(known) - 1) for step in steps]
-        return {f"speed {self.title_of(label)}": arrays["speed"][at, i].tolist() for i, label in enumerate(self.parts)}
+        return self.traced("speed", steps, [f"speed {self.title_of(label)}" for label in self.parts])
 
 
 class Recorder:

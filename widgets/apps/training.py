@@ -17,6 +17,7 @@ import numpy as np
 import workbench as wb
 from widgets.apps.desk import FRAME_SECONDS, Desk
 from widgets.apps.landscape_measures import Curvature
+from widgets.apps.settings import SEEDS, check_whole
 from widgets.apps.training_measures import SHARE, Measures
 from widgets.apps.training_picture import Answers, Picture
 from widgets.player import Frame, Scene, export_html
@@ -87,12 +88,7 @@ class TrainingDesk(Desk):
         self._kept: dict[str, Any] = {}
         self._pictures: WeakKeyDictionary[Any, Picture] = WeakKeyDictionary()
         self._watching, self._frame_cost = True, 0.0
-        try:
-            super().__init__(runs=runs, query=query)
-        except BaseException:
-            self.closed = True
-            self._commands.put(None)  # nobody can close a desk that never was
-            raise
+        super().__init__(runs=runs, query=query)
         self.do(lambda: None)
 
     # ---- settings
@@ -112,9 +108,7 @@ class TrainingDesk(Desk):
                 find(family, what, settings[name])
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
-        seed = settings["seed"]
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
-            raise ValueError(f"expected seed to be a whole number from 0 to {2**31 - 1}, got {seed!r}")
+        check_whole(settings, seed=SEEDS)
         return settings
 
     def _check_data(self, name: Any) -> None:
