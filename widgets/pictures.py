@@ -6,13 +6,13 @@ A picture is made for one routine and holds no session: `scene()` is what stays,
 import threading
 from typing import Any, Protocol
 
-import contourpy
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import workbench as wb
 from widgets.apps.descent_paths import Growing
+from widgets.apps.plane import contour_lines
 from widgets.apps.training_picture import Picture as HeldOut
 from widgets.player import Frame, LegendEntry, Marker, Paths, Points, Scene, thin
 from workbench.descent import Descent
@@ -61,13 +61,7 @@ def picture_of(session: wb.Session) -> Picture:
 def drawn_field(objective: wb.Objective) -> tuple[Field, Paths | None]:
     """Heights over the domain, and contour lines at equal shares of the area between."""
     heights = field(objective, size=160)
-    finite = heights.z[np.isfinite(heights.z)]
-    if not len(finite):
-        return heights, None
-    generator = contourpy.contour_generator(heights.x, heights.y, np.ma.masked_invalid(heights.z))
-    levels = np.unique(np.quantile(finite, np.linspace(0, 1, CONTOURS + 2)[1:-1]))
-    lines = [thin(line, cell(objective)) for level in levels for line in generator.lines(level)]
-    return heights, Paths.of(lines, colour=7, width=0.75, opacity=0.28) if lines else None
+    return heights, contour_lines(heights.x, heights.y, heights.z, CONTOURS, 0.28, cell(objective))
 
 
 def surface_scene(objective: wb.Objective, legend: list[LegendEntry], start: Any = None) -> Scene:

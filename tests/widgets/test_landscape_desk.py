@@ -91,12 +91,35 @@ def test_curvature_is_measured_beside_its_edge(make):
     assert edge(desk.session, "B", np.array([20, 25]))[-1] == pytest.approx(40)
 
 
+def test_heavy_ball_is_held_against_its_own_edge(make):
+    desk = done(make(columns='[{"optimizer":"momentum"}]'), lambda: None)
+    done(desk, lambda: desk.turn("A.momentum", 0.5), lambda: desk.turn("A.dampening", 0.2))
+    rate = desk.session.hyper["A.lr"]
+    assert edge(desk.session, "A", np.array([0]))[0] == pytest.approx(2 * 1.5 / (0.8 * rate))
+
+
 def test_adam_is_held_against_its_own_edge(make):
     desk = done(make(columns='[{"optimizer":"adam"}]'), lambda: None)
-    done(desk, lambda: desk.step(10))
+    done(desk, lambda: desk.turn("A.eps", 0.01), lambda: desk.step(10))
     steps, rows = desk.curvature.arrays(desk.session)
-    assert np.isfinite(rows["turned"][-1, 0])
+    state = desk.session.state.parts[0]
+    scene = landscapes.of_training(desk.parts["A"], state)
+    diagonal = (state.method.v / (1 - state.method.p2)).sqrt()[0] + 0.01
+    scaled = landscapes.preconditioned(landscapes.hessian(scene), diagonal)
+    exact = float(landscapes.top_eigenpairs(scaled, 1, tolerance=1e-8).values)
+    assert rows["turned"][-1, 0] == pytest.approx(exact, rel=0.02)
     assert edge(desk.session, "A", steps)[-1] == pytest.approx(38 / desk.session.hyper["A.lr"], rel=1e-6)
+
+
+def test_a_past_that_was_turned_is_drawn_where_it_went(make):
+    desk = done(make(), lambda: None)
+    done(desk, lambda: desk.step(30))
+    desk.frame()
+    done(desk, lambda: desk.back(10), lambda: desk.turn("A.lr", 0.05), lambda: desk.step(10))
+    picture, kept = desk.picture_, desk.session.kept()
+    for step, state in kept:
+        points = torch.stack([part.x[0] for part in state.parts])
+        np.testing.assert_allclose(picture._at(step, state), picture.plane.coords(points), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("plane", ["ends", "sharpest", "filter", "layer", "none"])

@@ -61,6 +61,7 @@ class Curvature(Measures):
         self._warm: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
         self._count = 0
         self.thorough = False
+        self._eps: list[Any] = []
 
     def begin(self, session: wb.Session) -> None:
         """A new session."""
@@ -70,6 +71,8 @@ class Curvature(Measures):
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
         self._count += 1
         self.thorough = not session.playing or self._count % RARELY == 0
+        names = [f"{label}.eps" for label in getattr(session.routine, "parts", ())] or ["eps"]
+        self._eps = [session.hyper.get(name) for name in names]
         share, found = self.share, super().take(session, into=into)
         if not session.playing:
             self._next, self.share = 0.0, share  # what was measured at rest took nobody's time
@@ -95,12 +98,12 @@ class Curvature(Measures):
         else:
             found = landscapes.top_eigenpairs(operator, 1, start=warm.get(f"one {i}"), tolerance=TOLERANCE)
         warm[f"one {i}"] = found.vectors[:1]
-        turned = self._turned(i, operator, routine, state, warm)
+        turned = self._turned(i, operator, state, warm)
         return [float(loss), float(found.values[0]), turned, share, overlap]
 
-    def _turned(self, i: int, operator: Any, routine: Any, state: Any, warm: dict[str, Tensor]) -> float:
+    def _turned(self, i: int, operator: Any, state: Any, warm: dict[str, Tensor]) -> float:
         """Sharpness after an adaptive method's scaling; NaN for the others, and before their first step."""
-        diagonal = scaling(routine, state)
+        diagonal = scaling(state, self._eps[i])
         if diagonal is None:
             return float("nan")
         scaled = landscapes.preconditioned(operator, diagonal)
@@ -117,12 +120,11 @@ def parts_of(whole: Any) -> list[Any]:
     return list(parts.values()) if isinstance(parts, dict) else list(parts)
 
 
-def scaling(routine: Any, state: Any) -> Tensor | None:
+def scaling(state: Any, eps: float | None) -> Tensor | None:
     """√v̂ + eps of Adam and AdamW, (parameters,); None for other methods and at step 0."""
     v, p2 = getattr(state.method, "v", None), getattr(state.method, "p2", None)
     if v is None or p2 is None or int(state.k) == 0:
         return None
-    eps = routine.method.hypers["eps"].default
     return ((v / (1 - p2)).sqrt() + eps)[0].detach()
 
 
@@ -134,11 +136,12 @@ def edge(session: wb.Session, label: str, steps: NDArray[Any]) -> NDArray[np.flo
     """
     routine: Any = session.routine
     part, before = (routine.parts[label], f"{label}.") if label else (routine, "")
-    if part.method.name not in ("sgd", "adam", "adamw"):
+    if part.method.name not in ("sgd", "momentum", "adam", "adamw"):
         return np.full(len(steps), np.nan)
-    names = [name for name in ("lr", "momentum", "beta1") if name in part.hypers]
+    names = [name for name in ("lr", "momentum", "dampening", "beta1") if name in part.hypers]
     values = {name: in_force(session, before + name, steps) for name in names}
-    return np.asarray(landscapes.edge(values.pop("lr"), **values))
+    rate = values.pop("lr") * (1 - values.pop("dampening", 0.0))  # all gradients but the first are damped
+    return np.asarray(landscapes.edge(rate, **values))
 
 
 def in_force(session: wb.Session, name: str, steps: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,23 +1,27 @@
 """The picture of the Landscape app: loss on a plane as colours and contours, and the paths as they fall on it."""
 
 import math
-from typing import Any, cast
+import weakref
+from typing import Any
 
-import contourpy
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
+from widgets.apps.plane import contour_lines
 from widgets.player import LegendEntry, Paths, Points, Scene
 from widgets.player.frames import Frame
+from workbench.figures.landscapes import log_heights
 
 MOST_POINTS, LEAST_POINTS, BYTES = 120, 8, 2**28
 """States of a path that a plane is laid through: so many, or fewer where they would take more bytes."""
 MARKS = ("dot", "square", "triangle")
 CONTOURS = 12
 ROUND = 1e-9
+MOST_KNOWN = 5000
+"""Steps whose places on the plane are remembered."""
 
 
 def stands(state: Any) -> list[Tensor]:
@@ -70,7 +74,7 @@ class PlanePicture:
         self.plane: Any = None
         self.grid: Any = None
         self.paths: Any = None
-        self._coords: dict[int, NDArray[Any]] = {}
+        self._coords: dict[int, tuple[Any, NDArray[Any]]] = {}
 
     def lay(self, survey: Any) -> None:
         """Another plane, or a finer picture of the same."""
@@ -104,27 +108,13 @@ class PlanePicture:
         return Scene(
             x=(float(a[0]), float(a[-1])), y=(float(b[0]), float(b[-1])),
             x_label=self.plane.labels[0], y_label=self.plane.labels[1], title=self.words, legend=legend,
-            field=heights, field_label=f"{label} {self.data}", contours=self._contours(a, b, heights),
+            field=heights, field_label=f"{label} {self.data}", contours=contour_lines(a, b, heights, CONTOURS, 0.35),
         )  # fmt: skip
 
     def heights(self) -> tuple[NDArray[Any], str]:
         """(what is drawn at each point of the grid, what it is called): log10 of the loss where that can be taken."""
-        loss = self.grid.loss.values
-        finite = loss[np.isfinite(loss)]
-        if len(finite) and finite.min() > 0:
-            with np.errstate(invalid="ignore"):
-                return np.log10(loss), "log10"
-        return loss, "values"
-
-    @staticmethod
-    def _contours(a: NDArray[Any], b: NDArray[Any], heights: NDArray[Any]) -> Paths | None:
-        finite = heights[np.isfinite(heights)]
-        if not len(finite):
-            return None
-        generator = contourpy.contour_generator(a, b, np.ma.masked_invalid(heights))
-        levels = np.unique(np.quantile(finite, np.linspace(0, 1, CONTOURS + 2)[1:-1]))
-        lines = [line for level in levels for line in generator.lines(level)]
-        return Paths.of(lines, colour=7, width=0.75, opacity=0.35) if lines else None
+        heights, logarithmic = log_heights(self.grid.loss.values)
+        return heights, "log10" if logarithmic else "values"
 
     def holds(self, session: wb.Session) -> bool:
         """Whether all trainings of a session stand within the picture."""
@@ -158,12 +148,12 @@ class PlanePicture:
         )
 
     def _at(self, step: int, state: Any) -> NDArray[Any]:
-        """(runs, 2): where the trainings fall on the plane."""
-        own = (step, id(state))
-        found = self._coords.get(cast(int, own))
-        if found is None:
-            found = self.plane.coords(torch.stack(stands(state))).double().cpu().numpy()
-            if len(self._coords) > 5000:
+        """(runs, 2): where the trainings fall on the plane, remembered of a step while its state is the same."""
+        lead = state.parts[0].x
+        known = self._coords.get(step)
+        if known is None or known[0]() is not lead:
+            if len(self._coords) > MOST_KNOWN:
                 self._coords.clear()
-            self._coords[cast(int, own)] = found
-        return found
+            found = self.plane.coords(torch.stack(stands(state))).double().cpu().numpy()
+            known = self._coords[step] = weakref.ref(lead), found
+        return known[1]

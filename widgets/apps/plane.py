@@ -1,17 +1,41 @@
-"""What pictures of fields in the plane share: a grid of arrows."""
+"""What pictures in the plane share: a grid of arrows, and contour lines."""
 
 from typing import Any
 
+import contourpy
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from widgets.player import Paths
+from widgets.player import Paths, thin
 
 SIDE = 13
 ROOM = 0.08
 """What the plane is taller than its panels, so that no words lie over them."""
+
+
+def contour_lines(
+    x: NDArray[Any],
+    y: NDArray[Any],
+    z: NDArray[Any],
+    count: int,
+    opacity: float,
+    cell: tuple[float, float] | None = None,
+) -> Paths | None:
+    """Lines of equal height z (y, x) that divide what is shown into equal shares; None where nothing is finite.
+
+    Args:
+        count: how many heights.
+        cell: (x, y) spacing of the grid whose cells thin a line; as they are when None.
+    """
+    finite = z[np.isfinite(z)]
+    if not len(finite):
+        return None
+    generator = contourpy.contour_generator(x, y, np.ma.masked_invalid(z))
+    levels = np.unique(np.quantile(finite, np.linspace(0, 1, count + 2)[1:-1]))
+    lines = [line if cell is None else thin(line, cell) for level in levels for line in generator.lines(level)]
+    return Paths.of(lines, colour=7, width=0.75, opacity=opacity) if lines else None
 
 
 class Arrows:

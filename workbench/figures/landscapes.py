@@ -19,7 +19,7 @@ def contours(record: xr.Dataset, path: xr.Dataset | None = None, *, theme: str =
     The subtitle says what the loss was taken over, its largest standard error, and with a path (of `on_plane`) the
     share of its variance that the plane holds.
     """
-    heights, label = _heights(record.loss.values)
+    heights, label = _heights(record)
     figure = blank(theme, str(record.attrs["plane"]), [*_notes(record), *_path_notes(path)], uirevision="landscape")
     style = {"contours": {"coloring": "heatmap", "showlines": True}, "ncontours": 18, "connectgaps": False}
     line = {"width": 0.6, "color": faded(look(theme)["ink"], 0.3)}
@@ -41,7 +41,7 @@ def contours(record: xr.Dataset, path: xr.Dataset | None = None, *, theme: str =
 
 def surface(record: xr.Dataset, *, theme: str = "light") -> "Figure":
     """A slice in the plane as a surface of log10 of the loss."""
-    heights, label = _heights(record.loss.values)
+    heights, label = _heights(record)
     figure = blank(theme, str(record.attrs["plane"]), _notes(record), uirevision="landscape")
     colours = {"colorscale": colour_map("viridis", theme), "colorbar": {"title": {"text": label}}}
     figure.add_surface(x=record.a.values, y=record.b.values, z=heights, **colours)
@@ -76,12 +76,18 @@ def plane_against_true(path: xr.Dataset, *, theme: str = "light") -> "Figure":
     return figure
 
 
-def _heights(loss: NDArray[Any]) -> tuple[NDArray[Any], str]:
+def log_heights(loss: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """(log10 of the loss, True) where every finite value is positive, else (the loss, False)."""
     finite = loss[np.isfinite(loss)]
-    if len(finite) and finite.min() > 0:
-        with np.errstate(invalid="ignore"):
-            return np.log10(loss), "log10 loss"
-    return loss, "loss"
+    if not (len(finite) and finite.min() > 0):
+        return loss, False
+    with np.errstate(invalid="ignore"):
+        return np.log10(loss), True
+
+
+def _heights(record: xr.Dataset) -> tuple[NDArray[Any], str]:
+    heights, logarithmic = log_heights(record.loss.values)
+    return heights, "log10 loss" if logarithmic else "loss"
 
 
 def _notes(record: xr.Dataset) -> list[str]:
