@@ -111,15 +111,15 @@ def test_adam_is_held_against_its_own_edge(make):
     assert edge(desk.session, "A", steps)[-1] == pytest.approx(38 / desk.session.hyper["A.lr"], rel=1e-6)
 
 
-def test_a_past_that_was_turned_is_drawn_where_it_went(make):
+def test_another_state_of_the_same_step_is_drawn_where_it_is(make):
     desk = done(make(), lambda: None)
     done(desk, lambda: desk.step(30))
-    desk.frame()
-    done(desk, lambda: desk.back(10), lambda: desk.turn("A.lr", 0.05), lambda: desk.step(10))
-    picture, kept = desk.picture_, desk.session.kept()
-    for step, state in kept:
-        points = torch.stack([part.x[0] for part in state.parts])
-        np.testing.assert_allclose(picture._at(step, state), picture.plane.coords(points), rtol=1e-6, atol=1e-9)
+    picture = desk.picture_
+    with desk.session.branch().back(10).branch() as twin:
+        twin.set(**{"A.lr": 0.01}).step(10)
+        for session in (desk.session, twin, desk.session):
+            points = torch.stack([part.x[0] for part in session.state.parts])
+            np.testing.assert_allclose(picture._at(*session.now), picture.plane.coords(points), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("plane", ["ends", "sharpest", "filter", "layer", "none"])

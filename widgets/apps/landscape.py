@@ -249,13 +249,9 @@ class LandscapeDesk(Desk):
 
     def _spectra(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
         for i, label in enumerate(LABELS[: len(self.columns)]):
-            scene = self.landscape(i, session, now[1])
-            size = len(self.columns)
-
-            def own(share: float, i: int = i, size: int = size) -> None:
-                watch((i + share) / size)
-
-            density = landscapes.spectral_density(landscapes.hessian(scene), probes=PROBES, steps=LANCZOS, watch=own)
+            scene, size = self.landscape(i, session, now[1]), len(self.columns)
+            part = landscapes.within(watch, i / size, (i + 1) / size)
+            density = landscapes.spectral_density(landscapes.hessian(scene), probes=PROBES, steps=LANCZOS, watch=part)
             yield label, density.assign_attrs(step=now[0])
 
     def _take_spectrum(self, found: tuple[str, Any]) -> None:

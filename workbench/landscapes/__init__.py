@@ -38,6 +38,7 @@ from workbench.landscapes.planes import (
     plane_through,
     random_plane,
 )
+from workbench.landscapes.progress import Watch, within
 from workbench.landscapes.sharpness import batch_sharpness, edge, sharpness
 from workbench.landscapes.slices import coarse_to_fine, on_plane, slice1d, slice2d
 from workbench.landscapes.spectra import spectral_density
@@ -54,6 +55,7 @@ __all__ = [
     "Operator",
     "Path",
     "Plane",
+    "Watch",
     "WEIGHT_METRICS",
     "activation_matching",
     "alignment",
@@ -125,4 +127,5 @@ __all__ = [
     "unit_spec",
     "weight_matching",
     "weight_metrics",
+    "within",
 ]

@@ -1,11 +1,10 @@
 """Aligning networks: orders of one network's hidden units that bring them to another's."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from workbench.landscapes.landscape import Landscape
+from workbench.landscapes.progress import Watch, within
 from workbench.landscapes.units import Permutations, Spec, activations, permuted, reorder, sizes, unit_spec
 from workbench.routine import Key, whole
 
@@ -18,7 +17,7 @@ def weight_matching(
     spec: Spec | None = None,
     key: Key | None = None,
     sweeps: int = 50,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """Orders π of the hidden units of b that bring its parameters near those of a: argmax_π ⟨a, π(b)⟩.
 
@@ -44,11 +43,11 @@ def weight_matching(
     """
     a, b, made = landscape.point(a), landscape.point(b), unit_spec(landscape, spec)
     known, key = sizes(landscape, made), key or Key(0)
+    watch = within(watch)
     orders = {name: torch.arange(size, device=a.device) for name, size in known.items()}
     names, best = list(known), a @ b
     for sweep in range(whole("sweeps", sweeps, 1)):
-        if watch:
-            watch(sweep / sweeps)
+        watch(sweep / sweeps)
         changed = False
         for name in (names[i] for i in key.stream("layers").at(sweep).permutation(len(names)).tolist()):
             tried = {**orders, name: _assign(_products(landscape, made, a, b, name, orders))}
@@ -58,8 +57,7 @@ def weight_matching(
                 orders, best, changed = tried, value, True
         if not changed:
             break
-    if watch:
-        watch(1.0)
+    watch(1.0)
     return orders
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workbench.flows.measures.estimate import Estimate
 from workbench.landscapes.landscape import Landscape, ModelLandscape
+from workbench.landscapes.progress import Watch, within
 
 CHUNK = 2**24
 """Numbers that the gradients of single samples may take at once."""
@@ -105,9 +106,7 @@ def _weights(points: Tensor, weights: Any) -> Tensor:
     return (w / w.sum()).to(points.dtype).to(points.device)
 
 
-def fisher(
-    landscape: Landscape, x: Tensor, *, labels: str = "model", watch: Callable[[float], None] | None = None
-) -> Estimate:
+def fisher(landscape: Landscape, x: Tensor, *, labels: str = "model", watch: Watch | None = None) -> Estimate:
     """The diagonal of the Fisher information at a point: the mean squared gradient of the log-likelihood of a label.
 
     "model": F_p = mean over samples of Σ_y p(y|s, x) (∂ log p(y|s, x) / ∂x_p)²: the Fisher information, in which the
@@ -135,6 +134,7 @@ def fisher(
         raise ValueError(
             f"expected a loss that is a mean over samples, got {landscape.title}: it has no single samples"
         )
+    watch = within(watch)
     squares, rows = _squares(landscape, labels)
     x, done = landscape.point(x), 0
     mean, spread = torch.zeros_like(x), torch.zeros_like(x)
@@ -144,8 +144,7 @@ def fisher(
         spread += (found - found.mean(0)).square().sum(0) + apart.square() * (done * count / (done + count))
         mean += apart * (count / (done + count))
         done += count
-        if watch:
-            watch(done / landscape.samples)
+        watch(done / landscape.samples)
     error = (spread / (done - 1) / done).sqrt() if done > 1 else None
     return Estimate(mean, error, f"mean over {done:,} samples, labels of the {labels}")
 

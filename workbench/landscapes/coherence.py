@@ -12,13 +12,14 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.flows.measures.estimate import Estimate
-from workbench.landscapes.gradients import Moments, Watch, moments, samples_of
+from workbench.landscapes.gradients import Moments, moments, samples_of
 from workbench.landscapes.landscape import Landscape
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key
 
 
 def coherence(
-    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch = None
+    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch | None = None
 ) -> Estimate:
     """α = ‖E g‖² / E‖g‖², the mean over the landscape's m samples; from 0 to 1, one a run.
 
@@ -39,7 +40,7 @@ def coherence(
 
 
 def m_coherence(
-    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch = None
+    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch | None = None
 ) -> Estimate:
     """m α, from 0 to m, one a run: how many samples a small step along one sample's gradient helps, on average.
 
@@ -51,7 +52,7 @@ def m_coherence(
 
 
 def noise_scale(
-    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch = None
+    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch | None = None
 ) -> Estimate:
     """B = tr Σ / ‖G‖², the simple noise scale, in samples; one a run.
 
@@ -69,7 +70,7 @@ def noise_scale(
 
 
 def gradient_statistics(
-    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch = None
+    landscape: Landscape, x: Tensor, *, samples: int | None = None, key: Key | None = None, watch: Watch | None = None
 ) -> xr.Dataset:
     """Losses and gradients of single samples, and what they say together: a record of dims run and sample.
 
@@ -156,15 +157,11 @@ def _jackknife(m: Moments, function: Callable[[float, Tensor, Tensor], Tensor]) 
     return function(n, squares, norm), error
 
 
-def _each_run(landscape: Landscape, x: Tensor, rows: Tensor, watch: Watch) -> Iterator[Moments]:
+def _each_run(landscape: Landscape, x: Tensor, rows: Tensor, watch: Watch | None) -> Iterator[Moments]:
     if x.ndim != 2 or not len(x):
         raise ValueError(f"expected points (runs, {landscape.dim}), got shape {tuple(x.shape)}; x.unsqueeze(0) of one")
     for run, point in enumerate(x):
-        yield moments(landscape, point, rows, None if watch is None else _part(watch, run, len(x)))
-
-
-def _part(watch: Callable[[float], None], run: int, runs: int) -> Callable[[float], None]:
-    return lambda share: watch((run + share) / runs)
+        yield moments(landscape, point, rows, within(watch, run / len(x), (run + 1) / len(x)))
 
 
 def _stacked(found: list[Estimate]) -> Estimate:

@@ -5,7 +5,7 @@ A path is φ(t) = Σ_j B_j(t) c_j, t from 0 to 1: its control points c_j, weight
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor
 
 from workbench.flows.measures.estimate import Estimate
 from workbench.landscapes.landscape import Landscape
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key, whole
-
-Watch = Callable[[float], None]
 
 CHUNK = 8
 """Points of a path whose losses are computed at once."""
@@ -139,7 +138,7 @@ def _trained(
     draws, size = whole("draws", draws, 1), whole("batch_size", batch_size, 1)
     inner = path.controls[1:-1].clone()
     optimizer = torch.optim.Adam([inner], lr=lr)
-    parts = torch.arange(draws, dtype=inner.dtype, device=inner.device)
+    parts, watch = torch.arange(draws, dtype=inner.dtype, device=inner.device), within(watch)
     for k in range(whole("steps", steps)):
         key = Key(seed).at(k)
         ts = (parts + key.stream("t").uniform((draws,), like=inner)) / draws
@@ -147,8 +146,7 @@ def _trained(
         x = weights @ torch.cat([path.controls[:1], inner, path.controls[-1:]])
         inner.grad = weights[:, 1:-1].T @ _gradient(landscape, x, key.stream("rows"), size) / draws
         optimizer.step()
-        if watch:
-            watch((k + 1) / steps)
+        watch((k + 1) / steps)
     return Path(torch.cat([path.controls[:1], inner, path.controls[-1:]]), path.kind)
 
 
@@ -214,13 +212,12 @@ def _losses(landscape: Landscape, path: Path, points: int, watch: Watch | None) 
     """(t, the loss of each sample at φ(t)), (points,) and (points, samples), or (points, 1) without samples."""
     measure: Any = landscape.each if landscape.samples else lambda x: landscape(x).unsqueeze(1)
     ts = torch.linspace(0, 1, whole("points", points, 2), dtype=path.controls.dtype, device=path.controls.device)
-    found, done = [], 0
+    found, done, watch = [], 0, within(watch)
     with torch.no_grad():
         for chunk in ts.split(CHUNK):
             found.append(measure(path.points(chunk)))
             done += len(chunk)
-            if watch:
-                watch(done / len(ts))
+            watch(done / len(ts))
     return ts, torch.cat(found)
 
 

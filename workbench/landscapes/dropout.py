@@ -1,7 +1,7 @@
 """Dropout stability: what the loss loses when half of the hidden units go, and the path between networks it opens."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from workbench.flows.measures.estimate import Estimate, mean_of
 from workbench.landscapes.connections import Path
 from workbench.landscapes.landscape import Landscape
+from workbench.landscapes.progress import Watch, within
 from workbench.landscapes.units import Spec, sizes, unit_spec
 from workbench.routine import Key, whole
 
@@ -43,7 +44,7 @@ def dropout_stability(
     draws: int = 16,
     key: Key | None = None,
     spec: Spec | None = None,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> Estimate:
     """L(x without some units) - L(x): what the loss changes by when a share of every hidden layer is kept, rescaled.
 
@@ -64,15 +65,14 @@ def dropout_stability(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"expected keep to be a share above 0 and at most 1, got {keep!r}")
-    made, x, key = unit_spec(landscape, spec), landscape.point(x), key or Key(0)
+    made, x, key, watch = unit_spec(landscape, spec), landscape.point(x), key or Key(0), within(watch)
     known, changes = sizes(landscape, made), []
     with torch.no_grad():
         before = landscape(x[None])
         for draw in range(whole("draws", draws, 1)):
             kept = {name: _some(key.stream(name).at(draw), size, keep, x) for name, size in known.items()}
             changes.append(landscape(_dropped(landscape, x[None], kept, made)) - before)
-            if watch:
-                watch((draw + 1) / draws)
+            watch((draw + 1) / draws)
     return mean_of(torch.cat(changes), f"mean over {draws} random choices of {keep:g} of the units of every layer")
 
 

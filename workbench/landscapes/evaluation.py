@@ -1,5 +1,6 @@
 """The loss at many points, a chunk at a time: fast, under a limit of memory, and with its standard error."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +9,13 @@ import torch
 from torch import Tensor
 
 from workbench.landscapes.landscape import Landscape, ModelLandscape
+from workbench.landscapes.progress import Watch, within
 from workbench.problems.networks import MLP, Module
 
 MEMORY = 2**26
 """Bytes of activations at a time: what fits a processor's cache is read back faster than what does not."""
 MOST_POINTS = 64
 
-Watch = Callable[[float], None]
 Points = Callable[[int, int], Tensor]
 """points(i, j): those from number i up to j, (j - i, parameters): all of them need not be in memory together."""
 
@@ -70,17 +71,17 @@ def losses(
         points = lambda i, j: table[i:j]  # noqa: E731 - one line beside its one use
     if count is None:
         raise ValueError("expected count, how many points there are, beside a function that gives them")
+    watch = within(watch)
     at_once, rows = chunks(landscape, memory)
     means = torch.full((count,), math.nan, dtype=landscape.start.dtype, device=landscape.start.device)
     errors = means.clone()
     with torch.no_grad():
         for i in range(0, count, at_once):
-            if watch is not None:
-                watch(i / count)
+            watch(i / count)
             j = min(count, i + at_once)
-            means[i:j], errors[i:j] = _some(landscape, points, i, j, rows, _inside(watch, i / count))
-    if watch is not None:
-        watch(1.0)
+            look = functools.partial(watch, i / count)
+            means[i:j], errors[i:j] = _some(landscape, points, i, j, rows, look)
+    watch(1.0)
     return means, errors
 
 
@@ -96,10 +97,6 @@ def _some(
     if isinstance(points, OnPlane) and isinstance(landscape, ModelLandscape) and isinstance(landscape.model, MLP):
         return _mean(points.each(landscape, i, j))
     return _mean(landscape.each(points(i, j)))
-
-
-def _inside(watch: Watch | None, share: float) -> Callable[[], None]:
-    return lambda: None if watch is None else watch(share)
 
 
 def _mean(each: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ the number has no meaning. `geometry` is all of them as one record; `Geometry` (
 from one point after another. All are of the points given: recorded every tenth step, a way is a shorter polyline.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import whole
 
 LAGS = (1, 2, 5, 10)
@@ -173,7 +174,7 @@ def geometry(
     steps: Sequence[int] | None = None,
     *,
     lags: Sequence[int] = LAGS,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> xr.Dataset:
     """All measures of this module, of points (steps, parameters) or (runs, steps, parameters), as a record.
 
@@ -195,6 +196,7 @@ def geometry(
             f"{tuple(torch.as_tensor(points).shape)}"
         )
     rows = []
+    watch = within(watch)
     for run, way in enumerate(x):
         way = _points(way)
         found = {
@@ -211,8 +213,7 @@ def geometry(
             "effective_dimension": effective_dimension(way),
         }
         rows.append({name: value.cpu().numpy() for name, value in found.items()})
-        if watch is not None:
-            watch((run + 1) / len(x))
+        watch((run + 1) / len(x))
     arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return as_record(arrays, range(x.shape[1]) if steps is None else steps, lags, x.shape[2])
 

@@ -4,16 +4,16 @@ In a multilayer perceptron the gradient of a sample is one outer product δ hᵀ
 come from the factors: (δ hᵀ) · (δ' h'ᵀ) = (δ·δ') (h·h'). Other models form the gradients, a chunk at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.landscapes.landscape import Landscape, ModelLandscape
+from workbench.landscapes.progress import Watch, within
 from workbench.problems.networks import ACTIVATIONS, MLP
 
-Watch = Callable[[float], None] | None
 CHUNK_NUMBERS = 2**22
 """Numbers in the gradients formed at once: 32 MB in float64."""
 
@@ -67,20 +67,20 @@ class Moments(NamedTuple):
         return self.mean @ self.mean
 
 
-def moments(landscape: Landscape, x: Tensor, rows: Any = None, watch: Watch = None) -> Moments:
+def moments(landscape: Landscape, x: Tensor, rows: Any = None, watch: Watch | None = None) -> Moments:
     """What the estimates are made of, at one point x (parameters,), without keeping the gradients."""
     rows = samples_of(landscape, rows)
-    parts = rows.split(_chunk(landscape, factors=True))
+    parts, watch = rows.split(_chunk(landscape, factors=True)), within(watch)
     squares, along, total = [], [], torch.zeros_like(x)
     for i, part in enumerate(parts):
         square, own = _norms(landscape, x, part)
         squares.append(square)
         total = total + own
-        _say(watch, (i + 1) / (2 * len(parts)))
+        watch((i + 1) / (2 * len(parts)))
     mean = total / len(rows)
     for i, part in enumerate(parts):
         along.append(_along(landscape, x, part, mean))
-        _say(watch, (len(parts) + i + 1) / (2 * len(parts)))
+        watch((len(parts) + i + 1) / (2 * len(parts)))
     return Moments(torch.cat(squares), torch.cat(along), mean)
 
 
@@ -98,11 +98,6 @@ def _chunk(landscape: Landscape, factors: bool = False) -> int:
     shapes = landscape.space.shapes
     numbers = sum(map(sum, shapes)) if factors and _layered(landscape) else landscape.dim
     return max(1, CHUNK_NUMBERS // numbers)
-
-
-def _say(watch: Watch, share: float) -> None:
-    if watch is not None:
-        watch(share)
 
 
 def _layered(landscape: Landscape) -> bool:

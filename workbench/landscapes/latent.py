@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key, Probe, Variable, unknown, whole
 from workbench.space import Space
 
@@ -122,7 +123,7 @@ def segment(
     restarts: int = 3,
     iterations: int = 200,
     tolerance: float = 1e-2,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> xr.Dataset:
     """Runs of training as paths through a few latent states: a Gaussian hidden Markov model, its size chosen by BIC.
 
@@ -163,17 +164,15 @@ def segment(
     counts = [whole("a number of states", count, 1) for count in states]
     if not counts or max(counts) > z.shape[0] * z.shape[1]:
         raise ValueError(f"expected numbers of states from 1 to {z.shape[0] * z.shape[1]} points, got {counts}")
-    key, tried = key or Key(0), []
+    key, tried, watch = key or Key(0), [], within(watch)
     for k, count in enumerate(counts):
         seeds = [key.stream(f"{count} states").at(i).generator().initial_seed() % 2**32 for i in range(restarts)]
         fits = []
         for i, seed in enumerate(seeds[: 1 if count == 1 else None]):
             fits.append(_fit(z, count, seed, iterations, tolerance))
-            if watch is not None:
-                watch((k + (i + 1) / restarts) / len(counts))
+            watch((k + (i + 1) / restarts) / len(counts))
         tried.append(max(fits, key=lambda fit: fit[1]))
-        if watch is not None:
-            watch((k + 1) / len(counts))
+        watch((k + 1) / len(counts))
     free = np.array([count**2 - 1 + 2 * count * len(names) for count in counts])
     likelihoods = np.array([fit[1] for fit in tried])
     bic = -2 * likelihoods + free * np.log(z.shape[0] * z.shape[1])

@@ -1,7 +1,6 @@
 """Slices: the loss on a line or a plane as a record, drawn at once or coarse to fine; and paths as seen on it."""
 
 import datetime
-import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from workbench.landscapes.evaluation import MEMORY, OnPlane, Watch, losses
+from workbench.landscapes.evaluation import MEMORY, OnPlane, losses
 from workbench.landscapes.landscape import Landscape
 from workbench.landscapes.planes import Plane, Span, random_plane
+from workbench.landscapes.progress import Watch, within
 from workbench.record import SCHEMA, versions
 
 COARSEST = 4
@@ -92,17 +92,11 @@ def coarse_to_fine(
         wanted = np.zeros_like(known)
         wanted[np.ix_(level, level)] = True
         wanted &= ~known
-        begin, part = known.mean(), wanted.mean()
-        own = None if watch is None else functools.partial(_within, watch, begin, part)
-        _fill(landscape, plane, a, b, wanted, loss, error, own, memory)
+        begin, part = float(known.mean()), float(wanted.mean())
+        _fill(landscape, plane, a, b, wanted, loss, error, within(watch, begin, begin + part), memory)
         known |= wanted
         at = np.ix_(level, level)
         yield _record(landscape, plane, {"a": a[level], "b": b[level]}, loss[at], error[at])
-
-
-def _within(watch: Watch, begin: float, part: float, share: float) -> None:
-    """Tell the share of a part as one of the whole."""
-    watch(float(begin + part * share))
 
 
 def levels(points: int) -> list[np.ndarray]:
@@ -156,9 +150,8 @@ def on_plane(
     runs, count = path.shape[:2]
     flat = path.flatten(0, 1)
     at = plane.coords(flat)
-    halves = (None, None) if watch is None else ((lambda s: watch(s / 2)), (lambda s: watch((1 + s) / 2)))
-    true, error = losses(landscape, flat, watch=halves[0])
-    seen, _ = losses(landscape, plane.points(at), watch=halves[1])
+    true, error = losses(landscape, flat, watch=within(watch, 0.0, 0.5))
+    seen, _ = losses(landscape, plane.points(at), watch=within(watch, 0.5, 1.0))
     columns = {"loss": true, "loss_error": error, "plane_loss": seen, "residual": plane.residual(flat)}
     columns |= {name: at[:, i] for i, name in enumerate(("a", "b")[: len(plane.axes)])}
     words = {

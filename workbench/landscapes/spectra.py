@@ -1,7 +1,6 @@
 """The density of all eigenvalues of an operator, from a few Lanczos runs: stochastic Lanczos quadrature."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ import xarray as xr
 
 from workbench.landscapes.lanczos import tridiagonal
 from workbench.landscapes.operators import Operator
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key
 
 WIDTH = 0.01
@@ -23,7 +23,7 @@ def spectral_density(
     points: int = 400,
     width: float | None = None,
     key: Key | None = None,
-    watch: Callable[[float], None] | None = None,
+    watch: Watch | None = None,
 ) -> xr.Dataset:
     """φ(t) = (1/n) Σ N(t; λᵢ, width²) as a record: `density (eigenvalue)` and its standard error over the probes.
 
@@ -37,13 +37,12 @@ def spectral_density(
         probes: random directions. steps: Lanczos steps of each.
         width: standard deviation by which values are broadened; a hundredth of the range when None.
     """
-    key = key or Key(0).stream("spectrum")
+    key, tell = key or Key(0).stream("spectrum"), within(watch)
     found = []
     for i in range(probes):
 
         def own(vectors: torch.Tensor, i: int = i, began: int = operator.products) -> torch.Tensor:
-            if watch is not None:
-                watch((i + min(1.0, (operator.products - began) / steps)) / probes)
+            tell((i + min(1.0, (operator.products - began) / steps)) / probes)
             return operator(vectors)
 
         start = key.at(i).normal((operator.dim,), like=operator.like)

@@ -1,15 +1,12 @@
 """The trace of an operator from a few products: Hutchinson's estimator and Hutch++, each with its standard error."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from workbench.flows.measures.estimate import Estimate, mean_of
 from workbench.landscapes.operators import Operator
+from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key
-
-Watch = Callable[[float], None]
 
 
 def hutchinson(operator: Operator, probes: int = 16, *, key: Key | None = None, watch: Watch | None = None) -> Estimate:
@@ -17,7 +14,7 @@ def hutchinson(operator: Operator, probes: int = 16, *, key: Key | None = None, 
 
     Source: Hutchinson 1990, Commun. Stat. Simul. Comput. 19(2).
     """
-    values = _forms(operator, _signs(operator, probes, key), watch, 0.0, 1.0)
+    values = _forms(operator, _signs(operator, probes, key), within(watch))
     return mean_of(values, f"mean of zᵀAz over {probes} random sign vectors")
 
 
@@ -33,11 +30,11 @@ def hutch_plus_plus(
     if third < 2:
         raise ValueError(f"expected at least 6 products, got {products}")
     signs = _signs(operator, 2 * third, key)
-    sketch = _images(operator, signs[:third], watch, 0.0, 1 / 3)
+    sketch = _images(operator, signs[:third], within(watch, 0.0, 1 / 3))
     q = torch.linalg.qr(sketch.double().T).Q.T.to(operator.like)
-    inside = _forms(operator, q, watch, 1 / 3, 2 / 3).sum()
+    inside = _forms(operator, q, within(watch, 1 / 3, 2 / 3)).sum()
     rest = signs[third:] - (signs[third:] @ q.T) @ q
-    found = mean_of(_forms(operator, rest, watch, 2 / 3, 1.0), f"Hutch++ with {3 * third} products")
+    found = mean_of(_forms(operator, rest, within(watch, 2 / 3)), f"Hutch++ with {3 * third} products")
     return found._replace(value=found.value + inside)
 
 
@@ -46,16 +43,15 @@ def _signs(operator: Operator, count: int, key: Key | None) -> Tensor:
     return torch.where(drawn < 0.5, -1.0, 1.0).to(operator.like)
 
 
-def _images(operator: Operator, vectors: Tensor, watch: Watch | None, begin: float, end: float) -> Tensor:
-    """A v of every row, told between two shares of the whole."""
+def _images(operator: Operator, vectors: Tensor, watch: Watch) -> Tensor:
+    """A v of every row."""
     found = []
     for i, v in enumerate(vectors):
-        if watch is not None:
-            watch(begin + (end - begin) * i / len(vectors))
+        watch(i / len(vectors))
         found.append(operator(v))
     return torch.stack(found)
 
 
-def _forms(operator: Operator, vectors: Tensor, watch: Watch | None, begin: float, end: float) -> Tensor:
+def _forms(operator: Operator, vectors: Tensor, watch: Watch) -> Tensor:
     """vᵀ A v of every row."""
-    return (vectors * _images(operator, vectors, watch, begin, end)).sum(1)
+    return (vectors * _images(operator, vectors, watch)).sum(1)
