@@ -51,6 +51,15 @@ def versions() -> dict[str, str]:
     }
 
 
+def mark() -> dict[str, Any]:
+    """Attributes that make a dataset a record: it can be saved and reopened."""
+    return {
+        "workbench_record": SCHEMA,
+        "versions": json.dumps(versions()),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
 def provenance(routine: Routine, given: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes that say how a record came about; structured ones are JSON text, so that every format holds them.
 
@@ -58,7 +67,7 @@ def provenance(routine: Routine, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     setup = routine.setup()
     return {
-        "workbench_record": SCHEMA,
+        **mark(),
         **({"setup": setup} if setup else {}),
         "recipe": routine.recipe(),
         **{name: plain(value) for name, value in routine.describe().items()},
@@ -70,8 +79,6 @@ def provenance(routine: Routine, given: Mapping[str, Any]) -> dict[str, Any]:
         "mode": given["mode"],
         "device": str(routine.device),
         "dtype": str(routine.dtype).removeprefix("torch."),
-        "versions": json.dumps(versions()),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -149,11 +156,9 @@ def save(record: xr.Dataset, path: str | os.PathLike) -> Path:
         ValueError: when it is no record of the workbench, or `path` exists and is not one: nothing foreign is ever
             overwritten.
     """
-    target = Path(path).absolute()
     if "workbench_record" not in record.attrs:
         raise ValueError("expected a record made by the workbench, got a dataset without its mark")
-    if target.is_symlink() or (target.exists() and not _is_record(target)):
-        raise ValueError(f"expected {target} to be free or a saved run, got something else; choose another path")
+    target = place(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = _beside(target, "new")
     try:
@@ -167,6 +172,18 @@ def save(record: xr.Dataset, path: str | os.PathLike) -> Path:
         _clear(target, "old", "new", "gone")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def place(path: str | os.PathLike) -> Path:
+    """Where a record may be saved.
+
+    Raises:
+        ValueError: when something stands there that is no record.
+    """
+    target = Path(path).absolute()
+    if target.is_symlink() or (target.exists() and not _is_record(target)):
+        raise ValueError(f"expected {target} to be free or a saved run, got something else; choose another path")
     return target
 
 

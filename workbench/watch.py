@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from workbench.record import place
 from workbench.routine import unknown
 from workbench.watching.probes import PROBES, Probe
 from workbench.watching.run import Watch
-from workbench.watching.written import refuse_foreign
 
 POINTS_ROOM = 64 << 20
 
@@ -83,6 +83,6 @@ def watch(
     if wanted and (loss is None or data is None):
         raise ValueError(f"expected loss= and data= for the probes {', '.join(wanted)}, got one of them missing")
     if path is not None:
-        refuse_foreign(path)
+        place(path)  # said before the loop starts, not at its end
     given = {"loss": loss, "data": data, "probes": wanted, "path": path, "every": every}
     return Watch(model, optimizer, {**given, "budget": budget, "flush": flush, "room": room})

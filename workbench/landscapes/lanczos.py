@@ -68,14 +68,14 @@ def top_eigenpairs(
         full = space.count == len(space.images)
         if not full and (space.count < max(least, k) or (space.used - least) % max(1, k // 3)):
             continue
-        values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
+        values, vectors, rests, _ = space.ritz(min(k, space.count), largest)
+        residuals = torch.linalg.vector_norm(rests, dim=1)
         sound = bool((residuals <= tolerance * values.abs().clamp_min(1e-3 * values.abs().max())).all())
         if space.count == n or (sound and space.count >= k) or space.used >= most:
             return Eigenpairs(values, vectors, residuals, space.used)
         if full:
             space.restart(min(space.count - 1, k + 5), largest)
-            values, vectors, residuals, _ = space.ritz(min(k, space.count), largest)
-            following = space.residual(int(residuals.argmax()), values, vectors, largest)
+            following = rests[int(residuals.argmax())]
 
 
 SCOUTS, MIXED = 4, 0.01
@@ -102,20 +102,14 @@ class _Space:
         return True
 
     def ritz(self, k: int, largest: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(values, vectors, residuals, coefficients (count, k)) of the best k pairs."""
+        """(values, vectors v, rests A v - λ v (k, n), coefficients (count, k)) of the best k pairs."""
         basis, images = self.basis[: self.count], self.images[: self.count]
         projected = (basis @ images.T).double()
         values, coefficients = torch.linalg.eigh((projected + projected.T) / 2)
         order = (values if largest == "value" else values.abs()).argsort(descending=True)[:k]
         values, coefficients = values[order].to(basis), coefficients[:, order].to(basis)
         vectors = coefficients.T @ basis
-        residuals = torch.linalg.vector_norm(coefficients.T @ images - values.unsqueeze(1) * vectors, dim=1)
-        return values, vectors, residuals, coefficients
-
-    def residual(self, i: int, values: Tensor, vectors: Tensor, largest: str) -> Tensor:
-        """A vᵢ - λᵢ vᵢ of one of the best pairs: where the space has to grow."""
-        coefficients = self.ritz(len(values), largest)[3][:, i]
-        return coefficients @ self.images[: self.count] - values[i] * vectors[i]
+        return values, vectors, coefficients.T @ images - values.unsqueeze(1) * vectors, coefficients
 
     def restart(self, keep: int, largest: str) -> None:
         """Only the best Ritz vectors stay."""

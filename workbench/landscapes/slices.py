@@ -1,6 +1,5 @@
 """Slices: the loss on a line or a plane as a record, drawn at once or coarse to fine; and paths as seen on it."""
 
-import datetime
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from workbench.landscapes.evaluation import MEMORY, OnPlane, losses
 from workbench.landscapes.landscape import Landscape
 from workbench.landscapes.planes import Plane, Span, random_plane
 from workbench.landscapes.progress import Watch, within
-from workbench.record import SCHEMA, versions
+from workbench.record import mark
 
 COARSEST = 4
 """Fewest steps a side of a first picture."""
@@ -189,14 +188,12 @@ def _grid(name: str, span: Span, points: int) -> np.ndarray:
 
 def _attrs(landscape: Landscape, plane: Plane) -> dict[str, Any]:
     return {
-        "workbench_record": SCHEMA,
+        **mark(),
         "landscape": landscape.title,
         "samples": landscape.samples,
         "plane": plane.title,
         "plane_kind": plane.kind,
         "facts": json.dumps(plane.facts),
-        "versions": json.dumps(versions()),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

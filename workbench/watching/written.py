@@ -1,24 +1,14 @@
 """The record of a watched loop."""
 
-import datetime
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from torch import nn
 
-from workbench.record import SCHEMA, _is_record, versions
+from workbench.record import mark
 from workbench.watching.probes import WORDS
-
-
-def refuse_foreign(path: str | os.PathLike) -> None:
-    """Raise before the loop starts what `wb.save` would raise at its end."""
-    target = Path(path).absolute()
-    if target.is_symlink() or (target.exists() and not _is_record(target)):
-        raise ValueError(f"expected {target} to be free or a saved run, got something else; choose another path")
 
 
 def written(run: Any) -> xr.Dataset:
@@ -99,7 +89,7 @@ def _attrs(run: Any) -> dict[str, Any]:
         for group in optimizer.param_groups
     ]
     return {
-        "workbench_record": SCHEMA,
+        **mark(),
         "recipe": f"wb.watch({type(run.model).__name__}(), {type(optimizer).__name__}(), loss={said})",
         "seed": "null",
         "start": "null",
@@ -112,6 +102,4 @@ def _attrs(run: Any) -> dict[str, Any]:
         "budget": "none" if given["budget"] is None else given["budget"],
         "device": str(run.parameters[0].device),
         "dtype": str(run.parameters[0].dtype).removeprefix("torch."),
-        "versions": json.dumps(versions()),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
