@@ -54,6 +54,13 @@ def play_to(page, step):
     linked(page, "step=")
 
 
+def table(page):
+    """What the table in front says: by the text of a row's first cell, (head to text) of its numbers."""
+    script = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.replace('●', '').trim()))"
+    heads, *rows = page.get_by_role("row").evaluate_all(script) or [[]]
+    return {cells[0]: dict(zip(heads, cells, strict=False)) for cells in rows}
+
+
 def download(page, name):
     """Presses a button that gives a file; the file's path."""
     with page.expect_download(timeout=TIMEOUT) as caught:

@@ -4,7 +4,7 @@ import math
 
 from playwright.sync_api import expect
 
-from tests.browser.driving import PHONE, download, linked, open_app, play_to, press, quiet, said, standing, until
+from tests.browser.driving import PHONE, download, linked, open_app, play_to, press, quiet, said, standing, table, until
 
 SMALL = "width=32&depth=2&batch=64"
 
@@ -28,10 +28,8 @@ def stroke(page, points):
 
 def measured(page, row, head):
     """What the table of measures says; inf before it does."""
-    script = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.replace('●', '').trim()))"
-    heads, *rows = page.get_by_role("row").evaluate_all(script)
-    cells = next((cells for cells in rows if cells[0].startswith(row)), None)
-    return float(cells[heads.index(head)]) if cells else math.inf
+    cells = next((cells for name, cells in table(page).items() if name.startswith(row)), None)
+    return float(cells[head]) if cells else math.inf
 
 
 def compare(page):

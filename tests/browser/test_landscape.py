@@ -13,6 +13,7 @@ from tests.browser.driving import (
     quiet,
     said,
     standing,
+    table,
     until,
 )
 
@@ -24,22 +25,14 @@ def title(page):
     return page.evaluate(f"{PICTURE}.title")
 
 
-def numbers(page, row):
-    """What the table says of a training, by head."""
-    script = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText.trim()))"
-    heads, *rows = page.get_by_role("row").evaluate_all(script)
-    cells = next((cells for cells in rows if cells[0].endswith(row)), None)
-    return dict(zip(heads, cells, strict=True)) if cells else {}
-
-
 def test_three_rates_on_one_plane_the_edge_the_spectrum_and_ways_between(server, page, new_page):
     open_app(page, f"{server}/landscape?{SMALL}")
     until(page, lambda: "filter" in title(page), "a random plane while there are no paths")
     play_to(page, 300)
     until(page, lambda: "of their variance" in title(page), "a plane of the paths that says what it holds")
     assert "training samples" in page.evaluate(f"{PICTURE}.field.label")
-    until(page, lambda: numbers(page, "C").get("edge") == "2.5", "the edge 2/lr of C")
-    until(page, lambda: 2 < float(numbers(page, "C")["sharpness"]) < 3, "sharpness of C near its edge")
+    until(page, lambda: table(page).get("C", {}).get("edge") == "2.5", "the edge 2/lr of C")
+    until(page, lambda: 2 < float(table(page)["C"]["sharpness"]) < 3, "sharpness of C near its edge")
     at = standing(page)[0]
     press(page, "One step back")
     until(page, lambda: standing(page)[0] == at - 1, "one step back")

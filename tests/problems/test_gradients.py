@@ -7,7 +7,7 @@ import torch
 
 import workbench as wb
 from workbench.descent import value_and_gradient
-from workbench.problems.losses import LOSSES, SLOPES, cross_entropy, cross_entropy_slope, per_run
+from workbench.problems.losses import EACH, LOSSES, SLOPES, cross_entropy, cross_entropy_slope, per_run
 from workbench.problems.networks import ACTIVATIONS, Module
 from workbench.training import taped
 
@@ -49,6 +49,14 @@ def test_a_slope_is_the_derivative_of_its_loss(loss):
     wanted, taped = value_and_gradient(lambda out: LOSSES[loss](out, targets), outputs)
     torch.testing.assert_close(value, wanted, rtol=1e-12, atol=0)
     torch.testing.assert_close(slope, taped, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_is_the_mean_of_those_of_single_samples(loss):
+    generator = torch.Generator().manual_seed(2)
+    outputs = torch.randn(2, 11, 3, generator=generator, dtype=torch.float64)
+    _, targets = case(loss, 2, False, generator)
+    torch.testing.assert_close(EACH[loss](outputs, targets).mean(1), LOSSES[loss](outputs, targets), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("size", [1e4, math.inf, math.nan])

@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.descent import value_and_gradient
-from workbench.problems.losses import per_run
+from workbench.problems.losses import EACH, per_run
 from workbench.problems.networks import MLP, Model
 from workbench.routine import Key
 from workbench.space import Space
@@ -136,13 +135,8 @@ class ModelLandscape(Landscape):
 
     def sample_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each sample, (runs, samples), from outputs (runs, samples, …) and targets (samples, …)."""
-        if self.loss_given == "cross_entropy":
-            aims = targets.expand(outputs.shape[:2])
-            return F.cross_entropy(outputs.transpose(1, 2), aims, reduction="none")
-        if self.loss_given == "squared":
-            return (outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)).square().sum(2) / 2
-        if self.loss_given == "mse":
-            return (outputs - targets).square().flatten(2).mean(2)
+        if isinstance(self.loss_given, str):
+            return EACH[self.loss_given](outputs, targets)
         one = torch.func.vmap(lambda out, aim: self.loss(out[None, None], aim[None])[0], in_dims=(0, 0))
         return torch.func.vmap(one, in_dims=(0, None))(outputs, targets)
 

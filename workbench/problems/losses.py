@@ -53,7 +53,7 @@ def squared(outputs: Tensor, targets: Tensor) -> Tensor:
     Squared error for classes, with which the edge of stability is clearest. Source: Cohen et al. 2021,
     arXiv:2103.00065, section 3.
     """
-    return _from_one_hot(outputs, targets).square().sum(2).mean(1) / 2
+    return squared_each(outputs, targets).mean(1)
 
 
 def squared_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,29 @@ def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
 
 LOSSES: Mapping[str, Loss] = {"cross_entropy": cross_entropy, "mse": mse, "squared": squared}
 SLOPES: Mapping[str, Slope] = {"cross_entropy": cross_entropy_slope, "mse": mse_slope, "squared": squared_slope}
+
+
+def cross_entropy_each(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each sample: (runs, samples, classes), (samples,) to (runs, samples)."""
+    return F.cross_entropy(outputs.transpose(1, 2), targets.expand(outputs.shape[:2]), reduction="none")
+
+
+def squared_each(outputs: Tensor, targets: Tensor) -> Tensor:
+    """½ |output - one-hot target|² of each sample: (runs, samples, classes) to (runs, samples)."""
+    return _from_one_hot(outputs, targets).square().sum(2) / 2
+
+
+def mse_each(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(output - target)², mean over the values of each sample: (runs, samples, values) to (runs, samples)."""
+    return _residuals(outputs, targets).square().flatten(2).mean(2)
+
+
+EACH: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropy_each,
+    "mse": mse_each,
+    "squared": squared_each,
+}
+"""The losses of single samples, whose means the losses are."""
 OF_CLASSES = ("cross_entropy", "squared")
 """Losses whose targets are classes; those of the others are values."""
 
