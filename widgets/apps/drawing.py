@@ -1,5 +1,6 @@
 """What pages with plots in tabs share: the tab in front is drawn when it has to be, and how its parts look."""
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +9,16 @@ import panel_material_ui as pmui
 
 from widgets import palette
 from widgets.apps.shell import FIELD, Shell
+from widgets.sliders import HyperControl
 
 
 class DrawingShell(Shell):
     """A shell whose tabs hold plots. Subclasses give `draw_tab(active)`, which draws one of them as the desk stands."""
+
+    def __init__(self, desk: Any) -> None:
+        super().__init__(desk)
+        self.hyper: dict[str, HyperControl] = {}
+        """Controls of the live session's hyperparameters, by name."""
 
     def draw_tab(self, active: int) -> None:
         """Draw the tab of this number; those without anything to draw are left alone."""
@@ -22,6 +29,27 @@ class DrawingShell(Shell):
         self.tabs_view.param.watch(lambda event: self._turned_to(event.new), "active")
         self._draw_twice()
         return made
+
+    def turnable(self, name: str, **look: Any) -> Any:
+        """A control that turns a hyperparameter of the live session, and is kept up to date; its view."""
+        session, turn = self.desk.session, functools.partial(self.desk.turn, name)
+        self.hyper[name] = HyperControl(session.routine.hypers[name], session.hyper[name], turn, **look)
+        return self.hyper[name].view
+
+    def rates_first(self, *left_out: str) -> list:
+        """Controls of hyperparameters side by side but those that end in `left_out`; learning rates stand open."""
+        names = [name for name in self.desk.session.routine.hypers if not name.endswith(left_out)]
+        self.hyper = {}
+        views = {name: self.turnable(name, label=name.replace(".", " ")) for name in names}
+        rates = [view for name, view in views.items() if name.endswith(".lr")]
+        others = [view for name, view in views.items() if not name.endswith(".lr")]
+        return [heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
+
+    def refresh(self) -> None:
+        values = self.desk.hyper
+        for name, control in self.hyper.items():
+            if name in values:
+                control.show(values[name])
 
     def restyle(self) -> None:
         self._draw_twice()

@@ -62,7 +62,6 @@ class FlowShell(DrawingShell):
         self.loss = LivePlot(**plot, min_height=240)
         self.quality, self.bend = LivePlot(**plot, min_height=200), LivePlot(**plot, min_height=200)
         self.table = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8))
-        self.hyper: dict[str, HyperControl] = {}
         self._routine: Any = None
         self._drawn: Any = None
         self.player.on_stroke(desk.stroke)
@@ -137,25 +136,11 @@ class FlowShell(DrawingShell):
         return lambda value: desk.do(lambda: desk._choose({name: value, "rounds": []}), newest=f"choose {name}")
 
     def _show_sliders(self) -> None:
-        session = self.desk.session
-        self._routine = session.routine
-        self.hyper = {
-            name: HyperControl(hyper, session.hyper[name], self._turner(name), label=name.replace(".", " "))
-            for name, hyper in session.routine.hypers.items()
-            if not name.endswith(".batch_size")
-        }
-        rates = [control.view for name, control in self.hyper.items() if name.endswith(".lr")]
-        others = [control.view for name, control in self.hyper.items() if not name.endswith(".lr")]
-        self.sliders[:] = [heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
-
-    def _turner(self, name: str) -> Callable[[Any], None]:
-        return lambda value: self.desk.turn(name, value)
+        self._routine = self.desk.session.routine
+        self.sliders[:] = self.rates_first(".batch_size")
 
     def refresh(self) -> None:
-        values = self.desk.session.hyper
-        for name, control in self.hyper.items():
-            if name in values:
-                control.show(values[name])
+        super().refresh()
         if self.desk.flowing != self.flow.value:
             self.flow.value = self.desk.flowing
 

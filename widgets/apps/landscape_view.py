@@ -2,7 +2,6 @@
 
 import functools
 import html
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,6 @@ class LandscapeShell(DrawingShell):
         self.table, self.barriers, self.cost = (
             pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8)) for _ in range(3)
         )
-        self.hyper: dict[str, HyperControl] = {}
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
         desk.on("scene", lambda: self.later("scene", self._laid))
@@ -155,24 +153,8 @@ class LandscapeShell(DrawingShell):
         ]
 
     def _show_sliders(self) -> None:
-        session = self.desk.session
-        self._routine = session.routine
-        self.hyper = {
-            name: HyperControl(hyper, session.hyper[name], self._turner(name), label=name.replace(".", " "))
-            for name, hyper in session.routine.hypers.items()
-        }
-        rates = [control.view for name, control in self.hyper.items() if name.endswith(".lr")]
-        others = [control.view for name, control in self.hyper.items() if not name.endswith(".lr")]
-        self.sliders[:] = [heading("Turn while it trains"), *rates, folded("All hyperparameters", others)]
-
-    def _turner(self, name: str) -> Callable[[Any], None]:
-        return lambda value: self.desk.turn(name, value)
-
-    def refresh(self) -> None:
-        values = self.desk.hyper
-        for name, control in self.hyper.items():
-            if name in values:
-                control.show(values[name])
+        self._routine = self.desk.session.routine
+        self.sliders[:] = self.rates_first()
 
     def _settings(self) -> None:
         if self.desk.session.routine is not self._routine:

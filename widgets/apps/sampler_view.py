@@ -51,7 +51,6 @@ class SamplerShell(DrawingShell):
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
         self.table = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8))
         self.error, self.cost = LivePlot(**plot, min_height=240), LivePlot(**plot, min_height=280)
-        self.hyper: dict[str, HyperControl] = {}
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
         desk.on("errors", lambda: self.later("errors", self._draw))
@@ -102,7 +101,7 @@ class SamplerShell(DrawingShell):
 
     def _card(self, i: int, label: str, part: Any) -> Any:
         desk = self.desk
-        views = [self._control(label, name, hyper) for name, hyper in part.hypers.items()]
+        views = [self.turnable(f"{label}.{name}") for name in part.hypers]
         rows, rest = views[:FIRST], views[FIRST:]
         if not part.method.adaptive:
             grids = {row.title: row.name for row in wb.catalogue("grids")}
@@ -124,18 +123,6 @@ class SamplerShell(DrawingShell):
             sizing_mode="stretch_width",
             margin=(4, 0),
         )
-
-    def _control(self, label: str, name: str, hyper: wb.Hyper) -> Any:
-        full = f"{label}.{name}"
-        control = HyperControl(hyper, self.desk.session.hyper[full], functools.partial(self.desk.turn, full))
-        self.hyper[full] = control
-        return control.view
-
-    def refresh(self) -> None:
-        values = self.desk.session.hyper
-        for name, control in self.hyper.items():
-            if name in values:
-                control.show(values[name])
 
     def _settings(self) -> None:
         if self.desk.session.routine is not self._routine:

@@ -2,7 +2,6 @@
 
 import html
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,6 @@ class TrainingShell(DrawingShell):
         self.worst = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(0, 8))
         self.matrix = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=8)
         self.cost = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
-        self.hyper: dict[str, HyperControl] = {}
         self._drawn = 0.0
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
@@ -134,22 +132,12 @@ class TrainingShell(DrawingShell):
         return HyperControl(hyper, desk.settings[hyper.name], chosen).view
 
     def _show_sliders(self) -> None:
-        session = self.desk.session
-        self._routine = session.routine
-        self.hyper = {
-            name: HyperControl(hyper, session.hyper[name], self._turner(name))
-            for name, hyper in session.routine.hypers.items()
-        }
-        self.sliders[:] = [control.view for control in self.hyper.values()]
-
-    def _turner(self, name: str) -> Callable[[Any], None]:
-        return lambda value: self.desk.turn(name, value)
+        self._routine = self.desk.session.routine
+        self.hyper = {}
+        self.sliders[:] = [self.turnable(name) for name in self._routine.hypers]
 
     def refresh(self) -> None:
-        values = self.desk.hyper
-        for name, control in self.hyper.items():
-            if name in values:
-                control.show(values[name])
+        super().refresh()
         advice = self.desk.advice
         self.advice.param.update(object=html.escape(advice), visible=bool(advice))
 
