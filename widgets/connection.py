@@ -3,7 +3,10 @@
 from typing import Any
 
 import panel as pn
+from bokeh.document import Document
 from bokeh.server.session import ServerSession
+from panel.io import document
+from panel.reactive import Syncable
 
 
 def mark_pulled() -> None:
@@ -23,3 +26,36 @@ def mark_pulled() -> None:
 
     pull_and_mark.marks = True  # type: ignore[attr-defined]
     ServerSession._handle_pull = pull_and_mark  # type: ignore[method-assign, assignment]
+
+
+def lock_changes() -> None:
+    """Handles what a person changes only while the document is locked, from now on; again changes nothing.
+
+    Panel (1.9.4) calls handlers of sliders that must not wait, and of what is pressed right after any change, without
+    the lock. A widget of panel-material-ui that such a handler sets before the browser is ready then raises in Bokeh,
+    and what the rest of the handler would have said is lost.
+    """
+    for name in ("_change_coroutine", "_event_coroutine"):
+        handler = getattr(Syncable, name)
+        if not hasattr(handler, "lock"):
+            setattr(Syncable, name, pn.io.with_lock(handler))
+
+
+def send_all() -> None:
+    """Sends every change that had to wait for the connection, from now on; again changes nothing.
+
+    While the connection is busy, Panel (1.9.4) keeps messages and tries again. Of two such tries the one that ends
+    first says that nothing waits any more, and the other then leaves its messages until the page changes next.
+    """
+    original: Any = document._dispatch_msgs
+    if getattr(original, "sends_all", False):
+        return
+
+    async def dispatch_all(doc: Document) -> None:
+        await original(doc)
+        if doc in document._WRITE_MSGS and doc not in document._WRITE_BLOCK:
+            document._WRITE_BLOCK[doc] = True
+            document._dispatch_write_task(doc, dispatch_all, doc)
+
+    dispatch_all.sends_all = True  # type: ignore[attr-defined]
+    document._dispatch_msgs = dispatch_all

@@ -115,11 +115,13 @@ class Server:
         import panel as pn
         import torch
 
-        from widgets.connection import mark_pulled
+        from widgets.connection import lock_changes, mark_pulled, send_all
         from widgets.player import set_nodelay
 
         set_nodelay()
         mark_pulled()
+        lock_changes()
+        send_all()
         sys.setswitchinterval(SWITCH_SECONDS)
         keep_memory()
         torch.set_num_threads(1)

@@ -63,8 +63,10 @@ def table(page):
 
 def download(page, name):
     """Presses a button that gives a file; the file's path."""
+    button = page.get_by_role("button", name=name).last
+    until(page, button.is_enabled, f"a button {name!r} that can be pressed")
     with page.expect_download(timeout=TIMEOUT) as caught:
-        page.get_by_role("button", name=name).last.click()
+        button.click()
     return caught.value.path()
 
 
