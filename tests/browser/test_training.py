@@ -50,6 +50,20 @@ def test_it_learns_digits_explodes_goes_back_and_trains_on_at_half_the_rate(serv
     quiet(page)
 
 
+def test_curvature_of_the_past_and_the_loss_around_it_with_both_lines_of_time(server, page):
+    open_app(page, f"{server}/training?step=400")
+    until(page, lambda: step(page) == 400 and "replaying" not in said(page), "the step of the link")
+    page.get_by_role("tab", name="Curvature").click()
+    until(page, lambda: "curvature so far" in said(page), "the past to be measured")
+    until(page, lambda: "curvature so far" not in said(page), "the past to have been measured")
+    press(page, "Keep this line; a new one with lr / 2")
+    page.get_by_role("tab", name="Slice").click()
+    play_to(page, 500)
+    expect(page.get_by_text(re.compile("digits, 1,438 training samples")).first).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("True loss, and the loss on the plane below it").first).to_be_visible(timeout=TIMEOUT)
+    quiet(page)
+
+
 def test_a_bad_file_is_answered_beside_its_button_and_a_good_one_is_learned_from(server, page, tmp_path):
     open_app(page, f"{server}/training")
     bad, good = tmp_path / "bad.csv", tmp_path / "good.csv"

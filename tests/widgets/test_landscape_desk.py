@@ -63,7 +63,7 @@ def test_the_plane_follows_the_paths_and_tells_how_much_it_holds(make):
     share = paths.attrs["variance_share"]
     assert f"{100 * share:.1f} % of their variance" in desk.scene().title
     for i in range(3):
-        scene = desk.landscape(i)
+        scene = desk.surroundings(i)
         x = desk.session.state.parts[i].x
         assert float(paths.loss[i, -1]) == pytest.approx(float(scene(x)[0]), rel=1e-4)
         below = plane.points(plane.coords(x))
@@ -114,12 +114,13 @@ def test_adam_is_held_against_its_own_edge(make):
 def test_another_state_of_the_same_step_is_drawn_where_it_is(make):
     desk = done(make(), lambda: None)
     done(desk, lambda: desk.step(30))
-    picture = desk.picture_
+    picture = desk.plane_picture
     with desk.session.branch().back(10).branch() as twin:
         twin.set(**{"A.lr": 0.01}).step(10)
         for session in (desk.session, twin, desk.session):
             points = torch.stack([part.x[0] for part in session.state.parts])
-            np.testing.assert_allclose(picture._at(*session.now), picture.plane.coords(points), rtol=1e-6, atol=1e-9)
+            found = picture._at(desk.session, *session.now)
+            np.testing.assert_allclose(found, picture.plane.coords(points), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("plane", ["ends", "sharpest", "filter", "layer", "none"])
@@ -147,7 +148,7 @@ def test_spectra_and_ways_are_worked_out_on_demand(make):
     done(desk, lambda: desk.do(desk.show_between))
     assert desk.background.wait()
     assert len(desk.between) == 3
-    ends = [float(desk.landscape(i)(desk.session.state.parts[i].x)[0]) for i in (0, 1)]
+    ends = [float(desk.surroundings(i)(desk.session.state.parts[i].x)[0]) for i in (0, 1)]
     for found in desk.between.values():
         assert found.loss.values[[0, -1]] == pytest.approx(ends, rel=1e-4)
         assert math.isfinite(found.attrs["barrier"])

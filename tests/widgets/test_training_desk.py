@@ -19,7 +19,7 @@ from tests.widgets.desks import done, until
 from widgets.apps.training import BACK, TrainingDesk
 from widgets.apps.training_measures import Measures, measure
 from widgets.apps.training_picture import Picture
-from widgets.player import Points, encode_frame, encode_scene
+from widgets.player import Paths, Points, encode_frame, encode_scene
 from workbench.problems.data import from_arrays
 from workbench.tree import same_bits
 
@@ -475,3 +475,62 @@ def test_a_closed_desk_leaves_no_thread(make):
     until(lambda: desk.session.index > 3)
     desk.close()
     until(lambda: threading.active_count() <= before)
+
+
+# ---- the loss around the run
+
+
+def test_the_loss_around_the_run_is_drawn_while_somebody_looks(desk):
+    done(desk, lambda: desk.step(20))
+    assert desk.survey is None
+    desk.sliced = True
+    done(desk, lambda: desk.set_view(points=13))
+    grid, paths = desk.survey.grid, desk.survey.paths
+    scene = wb.landscapes.of_training(desk.session.routine, desk.session.state, part="train")
+    middle = desk.survey.plane.points(torch.tensor([[float(grid.a[6]), float(grid.b[6])]]))
+    assert float(grid.loss[6, 6]) == pytest.approx(float(scene(middle)[0]), rel=1e-5)
+    assert paths.loss.values[0, -1] == pytest.approx(float(scene(desk.session.state.x)[0]), rel=1e-5)
+    assert 0 < paths.attrs["variance_share"] <= 1
+    assert "1,438 training samples" in desk.plane_picture.legend
+    with pytest.raises(ValueError, match="expected a plane to be one of"):
+        desk.check_settings({**desk.settings, "plane": "flat"})
+
+
+def test_other_lines_of_time_are_drawn_on_the_same_plane(desk):
+    desk.sliced = True
+    done(desk, lambda: desk.step(20))
+    kept = desk.session.state.x[0]
+    done(desk, desk.halve, lambda: desk.step(20))
+    trails = [layer for layer in desk.plane_frame().layers if isinstance(layer, Paths)]
+    assert [bool(trail.dashed) for trail in trails] == [True, False]
+    ends = np.array([[trail.x[-1], trail.y[-1]] for trail in trails])
+    plane = desk.survey.plane
+    expected = plane.coords(torch.stack([kept, desk.session.state.x[0]]))
+    np.testing.assert_allclose(ends, expected, rtol=1e-4, atol=1e-5)
+    track = torch.stack([kept, desk.session.state.x[0]])
+    assert float(plane.residual(track).max()) < float(torch.linalg.vector_norm(track[0] - track[1]))
+    done(desk, lambda: desk.set_view(plane="ends"))
+    assert "through" in desk.survey.plane.title.lower()
+
+
+def test_the_curvature_of_the_past_is_measured_when_it_is_asked_for(desk):
+    done(desk, lambda: desk.step(30))
+    assert len(desk.curvature.arrays(desk.session)[0]) == 0
+    done(desk, lambda: desk.do(desk.look_back))
+    steps, rows = desk.curvature.arrays(desk.session)
+    assert steps[0] == 0
+    assert steps[-1] == 30
+    assert len(steps) == 25
+    with desk.session.branch() as twin:
+        scene = wb.landscapes.of_training(twin.routine, twin.seek(int(steps[12])).state)
+    assert rows["sharpness"][12, 0] == pytest.approx(float(wb.landscapes.sharpness(scene).values[0]), rel=0.02)
+    assert desk.session.index == 30
+
+
+def test_what_is_not_worked_out_is_not_paid_for(desk):
+    desk.toggle()
+    until(lambda: desk.session.index > 20)
+    done(desk, desk.toggle)
+    assert desk.survey is None
+    assert desk.background.progress is None
+    assert len(desk.curvature.arrays(desk.session)[0]) == 0

@@ -14,9 +14,9 @@ from widgets.apps.flow import CHOICES, COLUMN, LABELS, OWN, FlowDesk
 from widgets.apps.flow_measures import AGAIN, MEANING
 from widgets.apps.flow_picture import SHOWN
 from widgets.apps.plot import LivePlot
+from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP

@@ -5,17 +5,14 @@ What the page shows of it is in `landscape_view`, the picture in `landscape_pict
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 import workbench as wb
-from widgets.apps.background import Background, Watch
-from widgets.apps.desk import Desk
-from widgets.apps.landscape_measures import Curvature
-from widgets.apps.landscape_picture import PlanePicture, Track, stands
+from widgets.apps.background import Watch
 from widgets.apps.settings import SEEDS, check_column, check_whole
+from widgets.apps.slices import VIEW, SlicingDesk
 from widgets.apps.training import OWN, load
 from widgets.player import Frame, Scene
 from workbench import landscapes
@@ -23,39 +20,17 @@ from workbench.catalogue import find
 from workbench.problems.data import as_data
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
-from workbench.routine import unknown
 
 LABELS = "ABC"
 """Trainings side by side."""
 RATES = (0.3, 0.5, 0.8)
 COLUMN = {"optimizer": "sgd"}
 FAMILIES = {"optimizer": ("optimizers", "an optimizer")}
-PLANES = {
-    "paths": "Best plane of the paths (PCA)",
-    "ends": "Through the start and the ends of two paths",
-    "sharpest": "Two sharpest directions of A",
-    "filter": "Random, normalised by filter, around A",
-    "layer": "Random, normalised by layer, around A",
-    "none": "Random, as drawn, around A",
-}
-PARTS = {"train": "training samples", "heldout": "held-out samples", "all": "all samples"}
-FINEST = (13, 25, 51, 97)
-"""Points a side of the finest picture."""
-SLICE, SPECTRUM, BETWEEN = "the slice", "the spectrum", "the paths between"
+SPECTRUM, BETWEEN = "the spectrum", "the paths between"
 PROBES, LANCZOS = 6, 48
-GROWN, FIRST_STEPS = 1.5, 8
-"""While it plays, a plane of the paths is laid anew when they have grown by this factor, from so many steps on."""
 
 
-class Survey(NamedTuple):
-    """What was found out about a plane: the plane, loss on its grid, the paths seen on it (None before they are)."""
-
-    plane: Any
-    grid: Any
-    paths: Any
-
-
-class LandscapeDesk(Desk):
+class LandscapeDesk(SlicingDesk):
     """One to three networks learning, on one plane.
 
     Args:
@@ -82,12 +57,8 @@ class LandscapeDesk(Desk):
     ) -> None:
         data = as_data(*data) if isinstance(data, tuple | list) else data
         self.own = {"model": model, "loss": loss, "data": data}
-        self.curvature = Curvature()
-        self.survey: Survey | None = None
         self.spectra: dict[str, Any] = {}
         self.between: dict[str, Any] = {}
-        self._seen: Any = None
-        self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
         super().__init__(runs=runs, query=query)
 
     # ---- settings
@@ -96,7 +67,7 @@ class LandscapeDesk(Desk):
         net = {"width": 32, "depth": 2, "activation": "tanh"}
         settings = {
             "data": "digits", "model": "mlp", "loss": "squared", "columns": [{}, {}, {}], "seed": 0, "batch": 0,
-            "plane": "paths", "part": "train", "points": 51, **net,
+            **VIEW, **net,
         }  # fmt: skip
         for name, given in self.own.items():
             if given is not None:
@@ -111,14 +82,10 @@ class LandscapeDesk(Desk):
         for name, family, what in (("data", "datasets", "a data set"), ("model", "models", "a model")):
             if settings[name] != OWN or self.own[name] is None:
                 find(family, what, settings[name])
-        for name, options in (("plane", PLANES), ("part", PARTS)):
-            if settings[name] not in options:
-                raise unknown(f"a {name}", settings[name], options)
+        self.check_view(settings)
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
         check_whole(settings, seed=SEEDS, batch=(0, 100_000))
-        if settings["points"] not in FINEST:
-            raise ValueError(f"expected points a side to be one of {FINEST}, got {settings['points']!r}")
         return settings
 
     def _pick(self, name: str, family: str) -> Any:
@@ -166,10 +133,8 @@ class LandscapeDesk(Desk):
                 first[f"{label}.lr"] = rate
         first |= {name: value for name, value in self.first.items() if name in routine.hypers}
         session = wb.Session(routine, seed=self.settings["seed"], hyper=first)
-        self.background.cancel()
-        self.survey, self.spectra, self.between, self._seen = None, {}, {}, None
-        self.picture_ = PlanePicture(list(parts), self.titles(), torch.stack(stands(session.state)))
-        self.curvature.begin(session)
+        self.spectra, self.between = {}, {}
+        self.begin_slices(list(parts), self.titles(), session)
         return session
 
     # ---- commands
@@ -189,24 +154,6 @@ class LandscapeDesk(Desk):
     def _set_columns(self, columns: list[dict[str, str]]) -> None:
         self._choose({"columns": columns})
 
-    def set_view(self, **chosen: Any) -> None:
-        """Another plane, other samples or another fineness of the picture; the run goes on."""
-        self.do(lambda: self._set_view(chosen))
-
-    def _set_view(self, chosen: dict[str, Any]) -> None:
-        self.settings = self.check_settings({**self.settings, **chosen})
-        self.look()
-
-    def look(self) -> None:
-        """Lay the plane anew and draw the loss on it, coarse to fine, beside everything else."""
-        session = self.session
-        self._seen = (session, session.index)
-        settings = dict(self.settings)
-        if session.playing:
-            settings["points"] = min(settings["points"], 25)
-        track = Track.of(session)
-        self.background.ask(SLICE, lambda watch: self._look(session, track, settings, watch), self._looked)
-
     def show_spectrum(self) -> None:
         """Work out the spectrum of the Hessian of every training where it stands."""
         session = self.session
@@ -224,32 +171,9 @@ class LandscapeDesk(Desk):
 
     # ---- in the background
 
-    def landscape(self, i: int, session: wb.Session | None = None, state: Any = None, part: str | None = None) -> Any:
-        """The landscape that a training moves in, with its untrained state."""
-        session = session or self.session
-        state = session.state if state is None else state
-        routine = list(cast("Any", session.routine).parts.values())[i]
-        return landscapes.of_training(routine, state.parts[i], part=part or self.settings["part"])
-
-    def _look(self, session: wb.Session, track: Track, settings: dict[str, Any], watch: Watch) -> Iterator[Survey]:
-        scene = self.landscape(0, session, track.state, settings["part"])
-        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None)
-        spans = landscapes.fit_span(plane, track.points, margin=0.25)
-        grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
-        grid = None
-        for grid in grids:
-            yield Survey(plane, grid, None)
-        yield Survey(plane, grid, landscapes.on_plane(scene, plane, track.points, steps=track.steps))
-
-    def _looked(self, survey: Survey) -> None:
-        self.survey = survey
-        self.picture_.lay(survey)
-        self.tell("scene")
-        self.tell("curves")
-
     def _spectra(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
         for i, label in enumerate(LABELS[: len(self.columns)]):
-            scene, size = self.landscape(i, session, now[1]), len(self.columns)
+            scene, size = self.surroundings(i, session, now[1]), len(self.columns)
             part = landscapes.within(watch, i / size, (i + 1) / size)
             density = landscapes.spectral_density(landscapes.hessian(scene), probes=PROBES, steps=LANCZOS, watch=part)
             yield label, density.assign_attrs(step=now[0])
@@ -259,7 +183,7 @@ class LandscapeDesk(Desk):
         self.tell("curves")
 
     def _between(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
-        scene = self.landscape(0, session, now[1])
+        scene = self.surroundings(0, session, now[1])
         a, b = (now[1].parts[i].x[0].detach() for i in (0, 1))
         for name, make in ways_between(scene, a, b, watch):
             path = make()
@@ -272,49 +196,15 @@ class LandscapeDesk(Desk):
     # ---- what is shown
 
     def scene(self) -> Scene:
-        return self.picture_.scene()
+        return self.plane_scene()
 
     def frame(self, session: wb.Session | None = None) -> Frame:
-        return self.picture_.frame(session or self.session)
+        return self.plane_frame(session)
 
     def tick(self, session: wb.Session) -> None:
         if not session.playing or self.curvature.due():
             self.curvature.take(session)
-        if self._outgrown(session):
-            self.look()
-
-    def _outgrown(self, session: wb.Session) -> bool:
-        """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
-        seen, step = self._seen or (None, -1)
-        if seen is not session:
-            return True
-        if step == session.index or self.background.progress is not None or self.survey is None:
-            return False
-        if not session.playing:
-            return True
-        grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)
-        return grown or not self.picture_.holds(session)
-
-    @property
-    def busy(self) -> bool:
-        return super().busy or self.background.progress is not None
-
-    def status(self) -> str:
-        working = self.background.progress
-        return super().status() + (f" · {working[0]} {working[1]:.0%}" if working else "")
-
-    def cancel(self) -> None:
-        self.background.cancel()
-        super().cancel()
-
-    def wait(self, seconds: float = 30.0) -> None:
-        super().wait(seconds)
-        if not self.background.wait(seconds):
-            raise TimeoutError(f"expected the background to be done within {seconds} s")
-
-    def close(self) -> None:
-        self.background.close()
-        super().close()
+        self.slice_if_due(session)
 
     # ---- to take away
 
@@ -322,21 +212,7 @@ class LandscapeDesk(Desk):
         return self.traced("loss", steps, [f"loss {label}" for label in self.parts])
 
     def meta(self) -> dict[str, Any]:
-        return {**super().meta(), "plane": self.picture_.words}
-
-
-def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
-    """A plane of a kind for paths so far; while there are none, a random one around the start."""
-    a = scene.start
-    if kind == "paths" and track.moved:
-        plane = landscapes.pca_plane(track.points)
-        return plane if before is None else plane.turned_like(before)
-    if kind == "ends" and len(track.points) > 1 and track.moved:
-        return landscapes.plane_through(track.points[0, 0], track.points[0, -1], track.points[1, -1])
-    if kind == "sharpest":
-        found = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
-        return landscapes.eigen_plane(a, found.vectors, found.values)
-    return landscapes.random_plane(scene, a, normalise=kind if kind in ("layer", "none") else "filter")
+        return {**super().meta(), "plane": self.plane_picture.words}
 
 
 def ways_between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:

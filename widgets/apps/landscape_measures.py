@@ -1,5 +1,6 @@
 """What Landscape and Training measure of curvature along a run, under a time budget, and where its edge is."""
 
+import copy
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -66,6 +67,12 @@ class Curvature(Measures):
     def begin(self, session: wb.Session) -> None:
         """A new session."""
         self._count = 0
+
+    def elsewhere(self) -> "Curvature":
+        """What measures on another thread into the same rows."""
+        other = copy.copy(self)
+        other._measure, other._warm, other._eps = other._row, WeakKeyDictionary(), []
+        return other
 
     def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""

@@ -2,7 +2,9 @@
 
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import workbench as wb
+from widgets.apps.landscape_measures import parts_of
 from widgets.apps.plane import contour_lines
 from widgets.player import LegendEntry, Paths, Points, Scene
 from widgets.player.frames import Frame
@@ -21,12 +24,20 @@ MARKS = ("dot", "square", "triangle")
 CONTOURS = 12
 ROUND = 1e-9
 MOST_KNOWN = 5000
-"""Steps whose places on the plane are remembered."""
+"""Steps of a session whose places on the plane are remembered."""
+MOST_DRAWN = 400
+"""Points of a path that are drawn, about."""
 
 
 def stands(state: Any) -> list[Tensor]:
     """Where every training stands, (parameters,) each."""
-    return [part.x[0].detach() for part in state.parts]
+    return [part.x[0].detach() for part in parts_of(state)]
+
+
+def some(kept: list[Any], most: int) -> list[Any]:
+    """Evenly many of what is kept, the first and the last among them."""
+    chosen = sorted({round(i * (len(kept) - 1) / max(1, most - 1)) for i in range(most)}) if kept else []
+    return [kept[i] for i in chosen if i < len(kept)]
 
 
 class Track:
@@ -35,29 +46,47 @@ class Track:
     Attributes:
         steps: (n,) steps they are of.
         points: (runs, n, parameters).
+        others: (m, parameters) each, the ways of other lines of time.
         state: the last one, whole.
     """
 
-    def __init__(self, steps: NDArray[np.int64], points: Tensor, state: Any) -> None:
-        self.steps, self.points, self.state = steps, points, state
+    def __init__(self, steps: NDArray[np.int64], points: Tensor, others: list[Tensor], state: Any) -> None:
+        self.steps, self.points, self.others, self.state = steps, points, others, state
 
     @classmethod
-    def of(cls, session: wb.Session, most: int = MOST_POINTS) -> "Track":
-        """Evenly many of what a session keeps, the first and the present one among them."""
+    def of(cls, session: wb.Session, others: Sequence[wb.Session] = (), most: int = MOST_POINTS) -> "Track":
+        """Evenly many of what a session keeps, the first and the present one among them; and of other sessions."""
         index, state = session.now
-        kept = [(step, one) for step, one in session.kept() if step < index]
         first = stands(state)
-        room = BYTES // max(1, len(first) * first[0].numel() * first[0].element_size())
+        runs = len(first) * (1 + len(others))
+        room = BYTES // max(1, runs * first[0].numel() * first[0].element_size())
         most = max(LEAST_POINTS, min(most, room))
-        chosen = sorted({round(i * (len(kept) - 1) / max(1, most - 2)) for i in range(most - 1)}) if kept else []
-        rows = [(kept[i][0], stands(kept[i][1])) for i in chosen if i < len(kept)] + [(index, first)]
+        kept = [(step, one) for step, one in session.kept() if step < index]
+        rows = [(step, stands(one)) for step, one in some(kept, most - 1)] + [(index, first)]
         points = torch.stack([torch.stack([row[run] for _, row in rows]) for run in range(len(first))])
-        return cls(np.array([step for step, _ in rows]), points, state)
+        return cls(np.array([step for step, _ in rows]), points, [w for s in others for w in way(s, most)], state)
 
     @property
     def moved(self) -> bool:
         """Whether there is a path at all."""
         return len(self.steps) > 2 and bool((self.points[:, -1] != self.points[:, 0]).any())
+
+    @property
+    def all(self) -> Tensor:
+        """Every point of every path, (points, parameters)."""
+        return torch.cat([self.points.flatten(0, 1), *self.others])
+
+    @property
+    def ends(self) -> list[Tensor]:
+        """Where every path ends, (parameters,) each."""
+        return [*self.points[:, -1], *(path[-1] for path in self.others)]
+
+
+def way(session: wb.Session, most: int) -> list[Tensor]:
+    """The paths of another session, (points, parameters) each, from its start to where it stands."""
+    index, state = session.now
+    kept = some([one for step, one in session.kept() if step < index], most - 1)
+    return [torch.stack(list(path)) for path in zip(*map(stands, [*kept, state]), strict=True)]
 
 
 class PlanePicture:
@@ -66,20 +95,20 @@ class PlanePicture:
     Args:
         labels: of the trainings.
         titles: what each is, in words.
-        start: where they begin, (trainings, parameters).
+        start: the state they begin in.
     """
 
-    def __init__(self, labels: list[str], titles: list[str], start: Tensor) -> None:
-        self.labels, self.titles, self.start = labels, titles, start
+    def __init__(self, labels: Sequence[str], titles: Sequence[str], start: Any) -> None:
+        self.labels, self.titles, self.start = labels, titles, torch.stack(stands(start))
         self.plane: Any = None
         self.grid: Any = None
         self.paths: Any = None
-        self._coords: dict[int, tuple[Any, NDArray[Any]]] = {}
+        self._coords: WeakKeyDictionary[Any, dict[int, tuple[Any, NDArray[Any]]]] = WeakKeyDictionary()
 
     def lay(self, survey: Any) -> None:
         """Another plane, or a finer picture of the same."""
         if survey.plane is not self.plane:
-            self._coords = {}
+            self._coords.clear()
         self.plane, self.grid, self.paths = survey.plane, survey.grid, survey.paths
 
     @property
@@ -99,16 +128,21 @@ class PlanePicture:
         sure = f", ± {known.max():.2g} at most" if len(known) else ""
         return f"{self.grid.attrs['landscape']}{sure}"
 
+    @property
+    def legend(self) -> str:
+        """What the colours are; "" while there are none."""
+        return "" if self.grid is None else f"{self.heights()[1]} {self.data}"
+
     def scene(self) -> Scene:
         legend = [LegendEntry(title, i, MARKS[i]) for i, title in enumerate(self.titles)]
         if self.grid is None:
             return Scene(x=(-1.0, 1.0), y=(-1.0, 1.0), title=self.words, legend=legend)
         a, b = self.grid.a.values, self.grid.b.values
-        heights, label = self.heights()
+        heights, _ = self.heights()
         return Scene(
             x=(float(a[0]), float(a[-1])), y=(float(b[0]), float(b[-1])),
             x_label=self.plane.labels[0], y_label=self.plane.labels[1], title=self.words, legend=legend,
-            field=heights, field_label=f"{label} {self.data}", contours=contour_lines(a, b, heights, CONTOURS, 0.35),
+            field=heights, field_label=self.legend, contours=contour_lines(a, b, heights, CONTOURS, 0.35),
         )  # fmt: skip
 
     def heights(self) -> tuple[NDArray[Any], str]:
@@ -120,23 +154,39 @@ class PlanePicture:
         """Whether all trainings of a session stand within the picture."""
         if self.grid is None:
             return False
-        at, a, b = self._at(*session.now), self.grid.a.values, self.grid.b.values
+        at, a, b = self._at(session, *session.now), self.grid.a.values, self.grid.b.values
         inside = (at[:, 0] >= a[0]) & (at[:, 0] <= a[-1]) & (at[:, 1] >= b[0]) & (at[:, 1] <= b[-1])
         return bool(inside.all())
 
-    def frame(self, session: wb.Session) -> Frame:
-        """The paths so far as they fall on the plane, and where every training stands."""
+    def frame(self, session: wb.Session, others: Sequence[wb.Session] = ()) -> Frame:
+        """The paths so far as they fall on the plane, and where every training stands; paler, those of others."""
         step, state = session.now
         if self.plane is None:
             return Frame(step, [], caption=f"step {step:,}")
-        known = [(k, one) for k, one in session.kept() if k < step]
-        thin = known[:: max(1, len(known) // 400)]
-        trail = np.stack([*(self._at(k, one) for k, one in thin), self._at(step, state)], 1)
-        layers: list[Any] = [Paths.of(list(trail), colour=np.arange(len(trail)), width=2.0)]
-        lost = state.diverged.cpu().numpy() >= 0
-        for i, head in enumerate(trail[:, -1]):
-            layers.append(Points(*head[:, None], colour=i, radius=6, marker=MARKS[i], crossed=lost[i : i + 1]))
+        layers: list[Any] = []
+        for other in others:
+            trail = self._trail(other)
+            layers.append(Paths.of(list(trail), colour=np.arange(len(trail)), width=1.25, opacity=0.5, dashed=True))
+            layers += self._heads(other.now[1], trail[:, -1], radius=4, opacity=0.5)
+        trail = self._trail(session)
+        layers.append(Paths.of(list(trail), colour=np.arange(len(trail)), width=2.0))
+        layers += self._heads(state, trail[:, -1], radius=6)
         return Frame(step, layers, caption=f"step {step:,} · off the plane: {self._off(state)}"[:240])
+
+    def _trail(self, session: wb.Session) -> NDArray[Any]:
+        """(runs, points, 2): the way of a session so far, on the plane."""
+        step, state = session.now
+        kept = [(k, one) for k, one in session.kept() if k < step]
+        thin = kept[:: max(1, len(kept) // MOST_DRAWN)]
+        return np.stack([*(self._at(session, k, one) for k, one in thin), self._at(session, step, state)], 1)
+
+    @staticmethod
+    def _heads(state: Any, at: NDArray[Any], **look: Any) -> list[Points]:
+        lost = state.diverged.cpu().numpy() >= 0
+        return [
+            Points(*head[:, None], colour=i, marker=MARKS[i], crossed=lost[i : i + 1], **look)
+            for i, head in enumerate(at)
+        ]
 
     def _off(self, state: Any) -> str:
         """How far each training is from the plane, as a share of the distance it has come from its start."""
@@ -144,16 +194,16 @@ class PlanePicture:
         off = self.plane.residual(points)
         whole = torch.linalg.vector_norm(points - self.start.to(points), dim=1).clamp_min(ROUND)
         return ", ".join(
-            f"{label} {100 * float(o / w):.0f} %" for label, o, w in zip(self.labels, off, whole, strict=True)
+            f"{label} {100 * float(o / w):.0f} %".strip() for label, o, w in zip(self.labels, off, whole, strict=True)
         )
 
-    def _at(self, step: int, state: Any) -> NDArray[Any]:
+    def _at(self, session: wb.Session, step: int, state: Any) -> NDArray[Any]:
         """(runs, 2): where the trainings fall on the plane, remembered of a step while its state is the same."""
-        lead = state.parts[0].x
-        known = self._coords.get(step)
+        lead, coords = parts_of(state)[0].x, self._coords.setdefault(session, {})
+        known = coords.get(step)
         if known is None or known[0]() is not lead:
-            if len(self._coords) > MOST_KNOWN:
-                self._coords.clear()
+            if len(coords) > MOST_KNOWN:
+                coords.clear()
             found = self.plane.coords(torch.stack(stands(state))).double().cpu().numpy()
-            known = self._coords[step] = weakref.ref(lead), found
+            known = coords[step] = weakref.ref(lead), found
         return known[1]

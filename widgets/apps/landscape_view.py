@@ -11,12 +11,14 @@ import panel_material_ui as pmui
 import workbench as wb
 from widgets.apps.curves import curves
 from widgets.apps.drawing import DrawingShell, choice, folded, heading, named
-from widgets.apps.landscape import COLUMN, FINEST, LABELS, OWN, PARTS, PLANES, LandscapeDesk
+from widgets.apps.landscape import COLUMN, LABELS, OWN, LandscapeDesk
+from widgets.apps.landscape_curves import FEW, along_path, off_plane, sharpness
 from widgets.apps.landscape_measures import MEANING, edge, known
 from widgets.apps.plot import LivePlot
+from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
+from widgets.apps.slices import FINEST, PARTS, PLANES
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
@@ -53,7 +55,6 @@ broadened; the band is one standard error over those vectors.
 order that matches A's (the same function), and a curve trained to low loss. The barrier is the highest excess over the
 line between the two ends' losses, on the grid shown.
 """
-DASHED = {"dash": "dash", "width": 1.2, "opacity": 0.8}
 
 
 class LandscapeShell(DrawingShell):
@@ -199,26 +200,15 @@ class LandscapeShell(DrawingShell):
 
     def _draw_curvature(self) -> None:
         desk, session = self.desk, self.desk.session
-        steps, rows = desk.curvature.arrays(session)
+        steps, rows = found = desk.curvature.arrays(session)
         cursor, colours = session.index, self._colours()
-        sharp: list[dict[str, Any]] = []
-        for i, label in enumerate(desk.parts):
-            if not rows:
-                break
-            scaled = bool(np.isfinite(rows["turned"][:, i]).any())
-            values = rows["turned" if scaled else "sharpness"][:, i]
-            name = f"{label} scaled" if scaled else label
-            sharp.append({"name": name, **known(steps, values), "colour": colours[i], "markers": len(steps) < 40})
-            limit = edge(session, label, steps)
-            if np.isfinite(limit).any():
-                sharp.append({"name": f"{label} edge", **known(steps, limit), "colour": colours[i], **DASHED})
-        self.sharp.object = self._curves(sharp, "Sharpness, and the edge 2/lr (dashed)", cursor=cursor)
+        self.sharp.object = sharpness(session, found, list(desk.parts), colours, self.theme)
         for pane, name, title, log in (
             (self.loss, "loss", "Loss over all training samples", True),
             (self.share, "share", "Share of the gradient in the 10 top eigenvectors", False),
         ):
             series = [
-                {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < 40}
+                {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < FEW}
                 for i, label in enumerate(desk.parts)
                 if rows
             ]
@@ -243,25 +233,12 @@ class LandscapeShell(DrawingShell):
         return f"<table class='plain'><tr><th></th>{heads(MEANING)}</tr>{''.join(lines)}</table>"
 
     def _draw_path(self) -> None:
-        survey, colours = self.desk.survey, self._colours()
-        paths = survey.paths if survey is not None else None
-        true: list[dict[str, Any]] = []
-        off: list[dict[str, Any]] = []
-        if paths is not None:
-            steps = paths.step.values
-            for i, label in enumerate(self.desk.parts):
-                true.append(
-                    {"name": f"{label} true", "steps": steps, "values": paths.loss.values[i], "colour": colours[i]}
-                )
-                on = {"name": f"{label} on the plane", "steps": steps, "values": paths.plane_loss.values[i]}
-                true.append({**on, "colour": colours[i], **DASHED})
-                off.append({"name": label, "steps": steps, "values": paths.residual.values[i], "colour": colours[i]})
-        positive = all(np.nanmin(one["values"], initial=np.inf) > 0 for one in true)
-        self.true.object = self._curves(true, "True loss, and the loss on the plane below it (dashed)", log=positive)
-        self.off.object = self._curves(off, "Distance from the plane, in parameters")
+        survey = self.desk.survey
+        look = survey and survey.paths, list(self.desk.parts), self._colours(), self.theme
+        self.true.object, self.off.object = along_path(*look), off_plane(*look)
 
     def _draw_surface(self) -> None:
-        picture = self.desk.picture_
+        picture = self.desk.plane_picture
         if picture.grid is None:
             return
         heights, label = picture.heights()

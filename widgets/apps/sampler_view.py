@@ -14,9 +14,9 @@ from widgets.apps.plot import LivePlot
 from widgets.apps.sampler import EXACT, MOST, OWN, SAVED, SHIPPED, SamplerDesk
 from widgets.apps.sampler_measures import MEANING
 from widgets.apps.sampler_picture import SHOWN, PlanePicture
+from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
-from widgets.apps.training_view import SEED
 from widgets.sliders import HyperControl
 
 BUDGETS = (4, 8, 16, 32)

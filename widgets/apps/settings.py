@@ -1,12 +1,14 @@
-"""Checks of settings that several apps have: whole numbers in a range, and what stands side by side."""
+"""Settings that several apps have and their checks: seeds, whole numbers in a range, what stands side by side."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from workbench import Hyper
 from workbench.catalogue import find
 from workbench.routine import unknown
 
 SEEDS = (0, 2**31 - 1)
+SEED = Hyper(0, *SEEDS, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
 
 
 def check_whole(settings: Mapping[str, Any], **bounds: tuple[int, int]) -> None:

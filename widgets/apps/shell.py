@@ -32,7 +32,7 @@ MAIN = """
 STANDS = "The step shown, and the furthest that this line of time has been lived to"
 GAP = {"gap": "8px"}
 """Between fields side by side."""
-TABS = {"& .MuiTab-root": {"minWidth": 0, "padding": "12px 7px", "textTransform": "none"}}
+TABS = {"& .MuiTab-root": {"minWidth": 0, "padding": "12px 6px", "textTransform": "none", "fontSize": "0.8125rem"}}
 """Narrow enough for six tabs side by side beside the picture and on a phone."""
 TIP = ".MuiTooltip-popper { inset: auto auto calc(100% + 6px) 0 !important; transform: none !important; } "
 TIP += ".MuiTooltip-tooltip { margin: 0 !important; white-space: nowrap; } .MuiTooltip-arrow { display: none; }"

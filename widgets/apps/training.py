@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 import workbench as wb
-from widgets.apps.desk import FRAME_SECONDS, Desk
-from widgets.apps.landscape_measures import Curvature
+from widgets.apps.desk import FRAME_SECONDS
 from widgets.apps.settings import SEEDS, check_whole
+from widgets.apps.slices import VIEW, SlicingDesk
 from widgets.apps.training_measures import SHARE, Measures
 from widgets.apps.training_picture import Answers, Picture
 from widgets.player import Frame, Scene, export_html
@@ -47,7 +47,7 @@ def load(name: str) -> wb.Data:
     return cast(Dataset, find("datasets", "a data set", name).make()).load()
 
 
-class TrainingDesk(Desk):
+class TrainingDesk(SlicingDesk):
     """One model learning.
 
     Args:
@@ -80,9 +80,9 @@ class TrainingDesk(Desk):
         self.own = {"model": model, "loss": loss, "data": data, "optimizer": optimizer}
         self.uploads: dict[str, wb.Data] = {}
         self.awaited: dict[str, str] | None = None
-        self.measures, self.curvature = Measures(), Curvature()
-        self.curved = False
-        """Whether curvature is measured: while somebody looks at it."""
+        self.measures = Measures()
+        self.curved = self.sliced = False
+        """Whether curvature is measured, or the loss around the run drawn: while somebody looks at it."""
         self.picked: int | None = None
         self.trouble = ""
         self._kept: dict[str, Any] = {}
@@ -94,7 +94,7 @@ class TrainingDesk(Desk):
     # ---- settings
 
     def default_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"data": "digits", "model": "mlp", "optimizer": "adam", "seed": 0}
+        settings: dict[str, Any] = {"data": "digits", "model": "mlp", "optimizer": "adam", "seed": 0, **VIEW}
         settings |= {name: hyper.default for name, hyper in MLP.hypers.items()}
         for name in ("model", "data", "optimizer"):
             if self.own[name] is not None:
@@ -109,6 +109,7 @@ class TrainingDesk(Desk):
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
         check_whole(settings, seed=SEEDS)
+        self.check_view(settings)
         return settings
 
     def _check_data(self, name: Any) -> None:
@@ -146,7 +147,13 @@ class TrainingDesk(Desk):
         session = wb.Session(routine, seed=self.settings["seed"], hyper=first, probes=("train", "heldout"))
         self._pictures[routine] = Picture(routine.data, _try(session))
         self.picked, self.trouble, self._watching = None, "", True
+        self.begin_slices([""], [self.title_of(optimizer)], session)
         return session
+
+    @staticmethod
+    def title_of(optimizer: str) -> str:
+        """What an optimizer is called."""
+        return next((row.title for row in wb.catalogue("optimizers") if row.name == optimizer), "Your own optimizer")
 
     def _choose(self, settings: dict[str, Any]) -> None:
         """Other settings; what was turned stays turned where it still exists."""
@@ -338,6 +345,8 @@ class TrainingDesk(Desk):
             self.measures.take(session)
         if self.curved and (not session.playing or self.curvature.due()):
             self.curvature.take(session)
+        if self.sliced:
+            self.slice_if_due(session)
 
     # ---- explosions
 

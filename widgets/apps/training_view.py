@@ -11,9 +11,12 @@ import panel_material_ui as pmui
 import workbench as wb
 from widgets.apps.curves import curves
 from widgets.apps.drawing import DrawingShell, choice, heading, named
-from widgets.apps.landscape_measures import edge, known
+from widgets.apps.landscape_curves import FEW, along_path, sharpness
+from widgets.apps.landscape_measures import known
 from widgets.apps.plot import LivePlot
+from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD
+from widgets.apps.slices import PARTS, PLANES
 from widgets.apps.tables import TABLE
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
@@ -23,7 +26,6 @@ from workbench.problems.networks import MLP
 
 SLOW_SECONDS = 0.5
 """Mistakes and confusion are drawn at most twice a second while a run plays."""
-SEED = wb.Hyper(0, 0, 2**31 - 1, "integer", (0, 99), kind="init", name="seed", doc="First weights, minibatches.")
 MUTED = {"light": "#8a949e", "dark": "#6f7983"}
 ABOUT = """
 **The picture.** Every mark is one held-out sample, which the model never trains on. With three classes or more each
@@ -44,6 +46,10 @@ of a minibatch) with respect to it.
 while this tab is open in at most a fifth of the time. Dashed: the edge 2 (1 + momentum) / lr above which a step along
 that direction grows instead of shrinking; for Adam and AdamW both are those of the Hessian after their scaling. The app
 *Landscape* shows the loss around the path, and several trainings on one plane.
+
+**Slice.** The loss on a plane through the parameters, and the way so far as it falls on it; dashed: other lines of
+time. The title says how much of the way's variance the plane holds, the words in the picture how far from it the run
+stands, as a share of its distance from the start. Where the curves below part, the contours do not tell the run's loss.
 
 **Stopping.** A playing run stops when its minibatch loss is more than 1,000 times the first one, or not finite.
 Go back, branch with a lower rate. Nothing is lost: every step can be reached again, to the same bits.
@@ -73,9 +79,13 @@ class TrainingShell(DrawingShell):
         self.worst = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(0, 8))
         self.matrix = pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=8)
         self.cost = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
+        self.plane = ServedPlayer(sizing_mode="stretch_both", min_height=300, margin=0)
+        self.true = LivePlot(**plot, min_height=170)
+        self.seen = pn.pane.HTML("", margin=(0, 8), styles={"opacity": "0.8", "font-size": "12px"})
         self._drawn = 0.0
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
+        desk.on("scene", lambda: self.later("scene", self._draw_plane))
         desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
 
     # ---- controls
@@ -186,35 +196,53 @@ class TrainingShell(DrawingShell):
         scroll = {"overflow": "auto"}
         return [
             ("Curves", pn.Column(self.log, self.loss, self.scores, self.cost, **fill)),
-            ("Mistakes", pn.Column(self.headline, self.tiles, self.worst, **fill, styles=scroll)),
+            ("Mistakes", pn.Column(self.headline, self.tiles, self.worst, self.matrix, **fill, styles=scroll)),
             ("Layers", pn.Column(self.weights, self.gradients, words, **fill)),
-            ("Confusion", pn.Column(self.matrix, **fill, styles=scroll)),
             ("Curvature", pn.Column(self.sharp, self.top, self.spent, **fill)),
+            (
+                "Slice",
+                pn.Column(
+                    pn.Row(*self._views(), margin=(8, 0, 0, 0)), self.plane, self.seen, self.true, **fill, styles=scroll
+                ),
+            ),
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 
+    def _views(self) -> list:
+        """Which plane, and the loss over what."""
+        planes = {words.replace(" of A", "").replace("around A", "around here"): name for name, words in PLANES.items()}
+        settings, narrow = self.desk.settings, {"margin": (4, 4)}
+        plane = choice("Plane", planes, settings["plane"], lambda v: self.desk.set_view(plane=v))
+        part = choice(
+            "Loss over", {v: k for k, v in PARTS.items()}, settings["part"], lambda v: self.desk.set_view(part=v)
+        )
+        for one in (plane, part):
+            one.param.update(**narrow)
+        return [plane, part]
+
     def _turned_to(self, active: int) -> None:
-        """Another tab is in front: curvature is measured while it is the one that shows it."""
+        """Another tab is in front: curvature, and the loss around the run, are worked out while they are looked at."""
         desk = self.desk
-        desk.curved = active == CURVATURE
-        if desk.curved and not desk.session.playing:
-            desk.do(lambda: None, newest="curvature")
+        desk.curved, desk.sliced = active == CURVATURE, active == SLICED
+        if desk.curved:
+            desk.do(desk.look_back, newest="curvature")
+        if desk.sliced and not desk.session.playing:
+            desk.do(lambda: None, newest="slice")
         super()._turned_to(active)
 
     def close(self) -> None:
         super().close()
         self.tiles.close()
+        self.plane.close()
 
     def restyle(self) -> None:
-        self.tiles.theme = self.theme
+        self.tiles.theme = self.plane.theme = self.theme
         super().restyle()
 
     def draw_tab(self, active: int) -> None:
-        draw = (
-            self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_confusion, self._draw_curvature,
-        )  # fmt: skip
+        draw = (self._draw_curves, self._draw_mistakes, self._draw_layers, self._draw_curvature, self._draw_slice)
         now = time.perf_counter()
-        slow = active in (1, 3) and self.desk.session.playing and now - self._drawn < SLOW_SECONDS
+        slow = active == MISTAKES and self.desk.session.playing and now - self._drawn < SLOW_SECONDS
         if active < len(draw) and not slow:
             self._drawn = now
             draw[active]()
@@ -290,40 +318,36 @@ class TrainingShell(DrawingShell):
             self.tiles.show(scene=Scene(axes=False), frame=Frame(step=self.desk.session.index, layers=[images]))
         else:
             self.worst.object = picture.table(answers, picked)
+        self.matrix.object = picture.confusion(answers)
 
     def _draw_curvature(self) -> None:
         desk, session = self.desk, self.desk.session
-        steps, rows = desk.curvature.arrays(session)
-        colours = self._colours()
-        sharp: list[dict[str, Any]] = []
-        top: list[dict[str, Any]] = []
-        if rows:
-            scaled = bool(np.isfinite(rows["turned"]).any())
-            name, values = ("after Adam's scaling", "turned") if scaled else ("sharpness", "sharpness")
-            sharp.append({"name": name, **known(steps, rows[values][:, 0]), "colour": colours[0], "markers": True})
-            limit = known(steps, edge(session, "", steps))
-            sharp.append({"name": "edge", **limit, "colour": colours[1], "dash": "dash"})
-            top.append({"name": "share", **known(steps, rows["share"][:, 0]), "colour": colours[2], "markers": True})
-        cursor = session.index
-        heights = np.concatenate([one["values"] for one in sharp]) if sharp else np.ones(1)
-        log = bool((heights > 0).all()) and bool(heights.max(initial=1) > APART * heights.min(initial=1))
-        figure = curves(sharp, title="Sharpness, and the edge (dashed)", log=log, theme=self.theme, cursor=cursor)
-        self.sharp.object = named(figure)
+        steps, rows = found = desk.curvature.arrays(session)
+        self.sharp.object = sharpness(session, found, [""], self._colours(), self.theme)
+        share = {"name": "share", "colour": self._colours()[2], "markers": len(steps) < FEW}
+        top = [{**share, **known(steps, rows["share"][:, 0])}] if rows else []
         title = "Share of the gradient in the 10 top eigenvectors"
-        self.top.object = named(curves(top, title=title, theme=self.theme, cursor=cursor, bounds=(0.0, 1.0)))
+        self.top.object = named(curves(top, title=title, theme=self.theme, cursor=session.index, bounds=(0.0, 1.0)))
         took = desk.curvature
         words = f"measured in {1000 * took.cost:.0f} ms, {100 * min(1.0, took.share):.0f} % of the time"
         self.spent.object = f"Curvature {words}; while this tab is open, at most 20 %."
 
-    def _draw_confusion(self) -> None:
-        self.matrix.object = self.desk.held_out().confusion(self.desk.answers())
+    def _draw_slice(self) -> None:
+        """The ways on the plane; beside it, the true loss and the loss of the plane below it."""
+        desk, survey = self.desk, self.desk.survey
+        self.plane.show(frame=desk.plane_frame())
+        self.true.object = along_path(survey and survey.paths, [""], self._colours(), self.theme)
+
+    def _draw_plane(self) -> None:
+        """Another plane, or a finer picture of it."""
+        if not self.desk.closed:
+            self.plane.show(scene=self.desk.plane_scene(), frame=self.desk.plane_frame())
+            self.seen.object = html.escape(self.desk.plane_picture.legend)
 
 
 DASHES = ("solid", "dash", "dot")
-APART = 20
-"""Sharpness and edge further apart than this factor are drawn on a logarithmic axis."""
-CURVATURE = 4
-"""Which tab shows curvature."""
+MISTAKES, CURVATURE, SLICED = 1, 3, 4
+"""Which tabs show what takes long."""
 
 
 def _r2_bounds(series: list[dict[str, Any]]) -> tuple[float, float]:

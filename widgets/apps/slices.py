@@ -1,0 +1,213 @@
+"""The loss around trainings on one plane, for desks: laid through their ways, drawn coarse to fine, laid anew in time.
+
+What the plane looks like is in `landscape_picture`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import workbench as wb
+from widgets.apps.background import Background, Watch
+from widgets.apps.desk import Desk
+from widgets.apps.landscape_measures import Curvature, parts_of
+from widgets.apps.landscape_picture import PlanePicture, Track
+from widgets.player import Frame, Scene
+from workbench import landscapes
+from workbench.routine import unknown
+
+PLANES = {
+    "paths": "Best plane of the paths (PCA)",
+    "ends": "Through the start and the ends of two paths",
+    "sharpest": "Two sharpest directions of A",
+    "filter": "Random, normalised by filter, around A",
+    "layer": "Random, normalised by layer, around A",
+    "none": "Random, as drawn, around A",
+}
+PARTS = {"train": "training samples", "heldout": "held-out samples", "all": "all samples"}
+FINEST = (13, 25, 51, 97)
+"""Points a side of the finest picture."""
+PLAYING_POINTS = 25
+"""While a run plays, a picture is at most as fine as this."""
+SLICE, PAST = "the slice", "the curvature so far"
+MARKS = 25
+"""Steps at which the curvature of the past is measured."""
+GROWN, FIRST_STEPS = 1.5, 8
+"""While it plays, a plane of the paths is laid anew when they have grown by this factor, from so many steps on."""
+VIEW = {"plane": "paths", "part": "train", "points": 51}
+MOST_OTHERS = 3
+"""Other lines of time drawn beside the live one; the newest come first."""
+
+
+class Survey(NamedTuple):
+    """What was found out about a plane: the plane, loss on its grid, the paths seen on it (None before they are)."""
+
+    plane: Any
+    grid: Any
+    paths: Any
+
+
+class SlicingDesk(Desk):
+    """A desk of trainings that also draws the loss around them, and other things beside the run.
+
+    Signals: "scene" when the plane's picture is another. Settings: those of `VIEW`. Subclasses call `begin_slices` when
+    they build a session, and `slice_if_due` when they tick.
+    """
+
+    curvature: Curvature
+
+    def __init__(self, **given: Any) -> None:
+        self.curvature = Curvature()
+        self.survey: Survey | None = None
+        self._seen: Any = None
+        self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
+        super().__init__(**given)
+
+    def check_view(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError when the settings of the view are not legal."""
+        for name, options in (("plane", PLANES), ("part", PARTS)):
+            if settings[name] not in options:
+                raise unknown(f"a {name}", settings[name], options)
+        if settings["points"] not in FINEST:
+            raise ValueError(f"expected points a side to be one of {FINEST}, got {settings['points']!r}")
+
+    def begin_slices(self, labels: Sequence[str], titles: Sequence[str], session: wb.Session) -> None:
+        """Another session: nothing is known of its surroundings."""
+        self.background.cancel()
+        self.curvature.begin(session)
+        self.survey, self._seen = None, None
+        self.plane_picture = PlanePicture(labels, titles, session.state)
+
+    # ---- commands
+
+    def set_view(self, **chosen: Any) -> None:
+        """Another plane, other samples or another fineness of the picture; the run goes on."""
+        self.do(lambda: self._set_view(chosen))
+
+    def _set_view(self, chosen: dict[str, Any]) -> None:
+        self.settings = self.check_settings({**self.settings, **chosen})
+        self.look()
+
+    def look(self) -> None:
+        """Lay the plane anew and draw the loss on it, coarse to fine, beside everything else."""
+        session = self.session
+        self._seen = (session, session.index)
+        settings = dict(self.settings)
+        if session.playing:
+            settings["points"] = min(settings["points"], PLAYING_POINTS)
+        track = Track.of(session, self.others())
+        self.background.ask(SLICE, lambda watch: self._look(session, track, settings, watch), self._looked)
+
+    def others(self) -> list[wb.Session]:
+        """Sessions of other lines of time."""
+        others = [line.session for i, line in enumerate(self.lines) if i != self.live]
+        return others[-MOST_OTHERS:]
+
+    def look_back(self) -> None:
+        """Measure the curvature of the past at evenly spaced steps, where a paused run has few measurements."""
+        session = self.session
+        wanted = np.unique(np.linspace(0, session.index, MARKS).astype(int))
+        if not session.playing and len(self.curvature.arrays(session)[0]) < len(wanted) // 2:
+            self.background.ask(PAST, lambda watch: self._look_back(session, wanted, watch), self._looked_back)
+
+    # ---- in the background
+
+    def _look_back(self, session: wb.Session, steps: NDArray[np.int_], watch: Watch) -> Iterator[None]:
+        curvature = self.curvature.elsewhere()
+        with session.branch() as twin:
+            for i, step in enumerate(steps):
+                if session.playing:
+                    return
+                watch(i / len(steps))
+                curvature.take(twin.seek(int(step)), into=session)
+                yield
+
+    def _looked_back(self, _: None) -> None:
+        self.tell("curves")
+
+    def surroundings(self, i: int, session: wb.Session | None = None, state: Any = None, part: str = "") -> Any:
+        """The landscape that a training moves in: by default of the live session, where it stands, as in view."""
+        session = session or self.session
+        state = session.state if state is None else state
+        routine, own = parts_of(session.routine)[i], parts_of(state)[i]
+        return landscapes.of_training(routine, own, part=part or self.settings["part"])
+
+    def _look(self, session: wb.Session, track: Track, settings: dict[str, Any], watch: Watch) -> Iterator[Survey]:
+        scene = self.surroundings(0, session, track.state, settings["part"])
+        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None)
+        spans = landscapes.fit_span(plane, track.all, margin=0.25)
+        grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
+        grid = None
+        for grid in grids:
+            yield Survey(plane, grid, None)
+        yield Survey(plane, grid, landscapes.on_plane(scene, plane, track.points, steps=track.steps))
+
+    def _looked(self, survey: Survey) -> None:
+        self.survey = survey
+        self.plane_picture.lay(survey)
+        self.tell("scene")
+        self.tell("curves")
+
+    def slice_if_due(self, session: wb.Session) -> None:
+        """Look anew if the picture has fallen behind."""
+        if self._outgrown(session):
+            self.look()
+
+    def _outgrown(self, session: wb.Session) -> bool:
+        """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
+        seen, step = self._seen or (None, -1)
+        if seen is not session:
+            return True
+        if step == session.index or self.background.progress is not None or self.survey is None:
+            return False
+        if not session.playing:
+            return True
+        grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)
+        return grown or not self.plane_picture.holds(session)
+
+    def plane_scene(self) -> Scene:
+        """The loss on the plane."""
+        return self.plane_picture.scene()
+
+    def plane_frame(self, session: wb.Session | None = None) -> Frame:
+        """The ways of the trainings, and of other lines of time, on the plane."""
+        return self.plane_picture.frame(session or self.session, self.others() if session is None else ())
+
+    # ---- what goes on beside the run
+
+    @property
+    def busy(self) -> bool:
+        return super().busy or self.background.progress is not None
+
+    def status(self) -> str:
+        working = self.background.progress
+        return super().status() + (f" · {working[0]} {working[1]:.0%}" if working else "")
+
+    def cancel(self) -> None:
+        self.background.cancel()
+        super().cancel()
+
+    def wait(self, seconds: float = 30.0) -> None:
+        super().wait(seconds)
+        if not self.background.wait(seconds):
+            raise TimeoutError(f"expected the background to be done within {seconds} s")
+
+    def close(self) -> None:
+        self.background.close()
+        super().close()
+
+
+def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
+    """A plane of a kind for paths so far; while there are none, a random one around the start."""
+    a, ends = scene.start, track.ends
+    if kind == "paths" and track.moved:
+        plane = landscapes.pca_plane(track.all)
+        return plane if before is None else plane.turned_like(before)
+    if kind == "ends" and len(ends) > 1 and track.moved:
+        return landscapes.plane_through(track.points[0, 0], ends[0], ends[1])
+    if kind == "sharpest":
+        found = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
+        return landscapes.eigen_plane(a, found.vectors, found.values)
+    return landscapes.random_plane(scene, a, normalise=kind if kind in ("layer", "none") else "filter")
