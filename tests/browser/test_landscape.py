@@ -31,8 +31,8 @@ def test_three_rates_on_one_plane_the_edge_the_spectrum_and_ways_between(server,
     play_to(page, 300)
     until(page, lambda: "of their variance" in title(page), "a plane of the paths that says what it holds")
     assert "training samples" in page.evaluate(f"{PICTURE}.field.label")
-    until(page, lambda: table(page).get("C", {}).get("edge") == "2.5", "the edge 2/lr of C")
-    until(page, lambda: 2 < float(table(page)["C"]["sharpness"]) < 3, "sharpness of C near its edge")
+    until(page, lambda: table(page).get("edge", {}).get("C") == "2.5", "the edge 2/lr of C")
+    until(page, lambda: 2 < float(table(page)["sharpness"]["C"]) < 3, "sharpness of C near its edge")
     at = standing(page)[0]
     press(page, "One step back")
     until(page, lambda: standing(page)[0] == at - 1, "one step back")

@@ -43,7 +43,7 @@ MODELS = {
     "linear": lambda: "linear",
     "module": own_net,
 }
-LOSSES = [("cross_entropy", True), ("mse", False), (focal, True)]
+LOSSES = [("cross_entropy", True), ("squared", True), ("mse", False), (focal, True)]
 
 
 def one_by_one(made, x):

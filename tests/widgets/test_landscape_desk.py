@@ -202,3 +202,22 @@ def test_bad_choices_are_told_and_change_nothing(make, chosen, words):
     done(desk, lambda: command(**chosen))
     assert any(words in text for text in desk.said), desk.said
     assert desk.session is session
+
+
+def test_what_is_measured_at_rest_is_what_the_library_says_of_the_same_point(make):
+    desk = make(columns="[{}]")
+    done(desk, lambda: desk.turn("A.batch_size", 64), lambda: desk.step(10))
+    _, rows = desk.curvature.arrays(desk.session)
+    scene = desk.surroundings(0)
+    exact = torch.linalg.eigvalsh(landscapes.dense(landscapes.hessian(scene)).double())
+    found = {name: float(values[-1, 0]) for name, values in rows.items()}
+    assert found["sharpness"] == pytest.approx(float(exact[-1]), rel=0.02)
+    assert found["trace"] == pytest.approx(float(exact.sum()), rel=0.1)
+    gradients = landscapes.per_example_gradients(scene, scene.start).double()
+    mean, n = gradients.mean(0), len(gradients)
+    trace = (gradients - mean).square().sum() / (n - 1)
+    assert found["coherence"] == pytest.approx(float(mean.square().sum() / gradients.square().sum(1).mean()), rel=1e-3)
+    assert found["noise"] == pytest.approx(float(trace / (mean.square().sum() - trace / n)), rel=1e-3)
+    batch = landscapes.batch_sharpness(scene, batch_size=64, batches=8)
+    assert found["batch"] == pytest.approx(float(batch.value), rel=1e-4)
+    assert found["batch"] != pytest.approx(float(landscapes.batch_sharpness(scene, batch_size=32, batches=8).value))

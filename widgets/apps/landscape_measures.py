@@ -18,6 +18,10 @@ TOP = 10
 RARELY = 12
 """While a run plays, the top subspace is measured at one in so many measurements: it takes several times as long."""
 TOLERANCE = 1e-2
+PRODUCTS, BATCHES = 24, 8
+"""Hessian products that the trace takes, and minibatches that batch sharpness is a mean over."""
+MOST_NUMBERS = 2**26
+"""Numbers in the gradients of single samples formed at one measurement: of larger models, fewer samples are read."""
 
 
 class Row(NamedTuple):
@@ -28,6 +32,10 @@ class Row(NamedTuple):
     turned: NDArray[np.float64]
     share: NDArray[np.float64]
     overlap: NDArray[np.float64]
+    trace: NDArray[np.float64]
+    batch: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    coherence: NDArray[np.float64]
 
 
 MEANING = {
@@ -51,6 +59,23 @@ MEANING = {
         "overlap",
         "Mean of |P u|² over the 10 top eigenvectors u of the measurement before: 1 when their span has stayed.",
     ),
+    "trace": (
+        "trace",
+        "Sum of all eigenvalues of the Hessian, by Hutch++ with 24 products; it carries a sampling error.",
+    ),
+    "batch": (
+        "batch sharpness",
+        "Mean of gᵀHg / |g|² over 8 minibatches of the size in force, g and H those of the minibatch.",
+    ),
+    "noise": (
+        "noise scale",
+        "tr Σ / |G|² in samples, G and Σ the mean and covariance of one sample's gradient: minibatches much smaller "
+        "than this are mostly noise. Negative where the gradient is not told from 0.",
+    ),
+    "coherence": (
+        "coherence",
+        "|mean gradient|² over the mean |gradient of one sample|²: from 0, they cancel, to 1, all are the same.",
+    ),
 }
 
 
@@ -63,6 +88,7 @@ class Curvature(Measures):
         self._count = 0
         self.thorough = False
         self._eps: list[Any] = []
+        self._batch: list[Any] = []
 
     def begin(self, session: wb.Session) -> None:
         """A new session."""
@@ -71,15 +97,16 @@ class Curvature(Measures):
     def elsewhere(self) -> "Curvature":
         """What measures on another thread into the same rows."""
         other = copy.copy(self)
-        other._measure, other._warm, other._eps = other._row, WeakKeyDictionary(), []
+        other._measure, other._warm, other._eps, other._batch = other._row, WeakKeyDictionary(), [], []
         return other
 
     def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
         """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
         self._count += 1
         self.thorough = not session.playing or self._count % RARELY == 0
-        names = [f"{label}.eps" for label in getattr(session.routine, "parts", ())] or ["eps"]
-        self._eps = [session.hyper.get(name) for name in names]
+        before = [f"{label}." for label in getattr(session.routine, "parts", ())] or [""]
+        self._eps = [session.hyper.get(f"{label}eps") for label in before]
+        self._batch = [session.hyper.get(f"{label}batch_size") for label in before]
         share, found = self.share, super().take(session, into=into)
         if not session.playing:
             self._next, self.share = 0.0, share  # what was measured at rest took nobody's time
@@ -96,7 +123,9 @@ class Curvature(Measures):
             return [float("nan")] * len(Row._fields)
         operator, warm = landscapes.hessian(scene), self._warm.setdefault(whole, {})
         share = overlap = float("nan")
+        rest = [float("nan")] * 4
         if self.thorough:
+            rest = thorough(scene, operator, self._batch[i])
             before = warm.get(f"top {i}")
             found = landscapes.top_eigenpairs(operator, min(TOP, scene.dim), start=before, tolerance=TOLERANCE)
             share = float(landscapes.share(gradient[0], found.vectors))
@@ -106,7 +135,7 @@ class Curvature(Measures):
             found = landscapes.top_eigenpairs(operator, 1, start=warm.get(f"one {i}"), tolerance=TOLERANCE)
         warm[f"one {i}"] = found.vectors[:1]
         turned = self._turned(i, operator, state, warm)
-        return [float(loss), float(found.values[0]), turned, share, overlap]
+        return [float(loss), float(found.values[0]), turned, share, overlap, *rest]
 
     def _turned(self, i: int, operator: Any, state: Any, warm: dict[str, Tensor]) -> float:
         """Sharpness after an adaptive method's scaling; NaN for the others, and before their first step."""
@@ -117,6 +146,18 @@ class Curvature(Measures):
         found = landscapes.top_eigenpairs(scaled, 1, start=warm.get(f"turned {i}"), tolerance=TOLERANCE)
         warm[f"turned {i}"] = found.vectors
         return float(found.values[0])
+
+
+def thorough(scene: Any, operator: Any, batch: Any) -> list[float]:
+    """Trace, batch sharpness, noise scale and coherence where a training stands; NaN where a loss has no samples."""
+    trace = float(landscapes.hutch_plus_plus(operator, PRODUCTS).value)
+    if scene.samples < 3:
+        return [trace] + [float("nan")] * 3
+    size = min(int(batch or scene.samples), scene.samples)
+    sharp = landscapes.batch_sharpness(scene, batch_size=size, batches=BATCHES if size < scene.samples else 1)
+    some = None if scene.dim * scene.samples <= MOST_NUMBERS else max(3, min(scene.samples, MOST_NUMBERS // scene.dim))
+    found = landscapes.gradient_statistics(scene, scene.start[None], samples=some)
+    return [trace, float(sharp.value), float(found.noise_scale[0]), float(found.coherence[0])]
 
 
 def parts_of(whole: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from widgets.apps.plot import LivePlot
 from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
 from widgets.apps.slices import FINEST, PARTS, PLANES
-from widgets.apps.tables import TABLE, heads, row
+from widgets.apps.tables import TABLE, heads, row, upright
 from widgets.sliders import HyperControl
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
@@ -46,7 +46,8 @@ rest, and on demand; meanwhile it stays.
 
 **Curvature.** Sharpness is λ₁, the largest eigenvalue of the Hessian of the loss over all training samples. Dashed: the
 edge 2/lr above which a step along that direction overshoots and grows. With full batches, sharpness rises to it and
-stays. Measuring takes at most a fifth of the time; what it takes stands below the curves.
+stays. Measuring takes at most a fifth of the time; what it takes stands below the curves. Of the other measurements,
+whose rows below say what they are, those that take long come rarely while a run plays.
 
 **Spectrum.** The density of all eigenvalues, by stochastic Lanczos quadrature from a few random vectors, each value
 broadened; the band is one standard error over those vectors.
@@ -55,6 +56,10 @@ broadened; the band is one standard error over those vectors.
 order that matches A's (the same function), and a curve trained to low loss. The barrier is the highest excess over the
 line between the two ends' losses, on the grid shown.
 """
+
+
+ALSO = ("loss", "share", "overlap", "trace", "batch", "noise", "coherence")
+"""Measurements that the second plot can show."""
 
 
 class LandscapeShell(DrawingShell):
@@ -66,7 +71,9 @@ class LandscapeShell(DrawingShell):
         super().__init__(desk)
         plot = {"config": {"displaylogo": False, "responsive": True}, "sizing_mode": "stretch_both", "margin": 0}
         make = functools.partial(LivePlot, **plot)
-        self.sharp, self.loss, self.share = (make(min_height=h) for h in (220, 160, 160))
+        self.sharp, self.also = (make(min_height=h) for h in (240, 180))
+        options = {words: name for name, (words, _) in MEANING.items() if name in ALSO}
+        self.shown = choice("Also", options, "share", lambda value: self._draw())
         self.true, self.off = make(min_height=240), make(min_height=180)
         self.surface, self.density, self.ways = make(min_height=420), make(min_height=320), make(min_height=320)
         self.table, self.barriers, self.cost = (
@@ -172,7 +179,7 @@ class LandscapeShell(DrawingShell):
         spectrum.on_click(lambda event: self.desk.do(self.desk.show_spectrum))
         between.on_click(lambda event: self.desk.do(self.desk.show_between))
         return [
-            ("Curvature", pn.Column(self.table, self.sharp, self.loss, self.share, self.cost, **fill, styles=scroll)),
+            ("Curvature", pn.Column(self.sharp, self.shown, self.also, self.table, self.cost, **fill, styles=scroll)),
             ("Path", pn.Column(self.true, self.off, **fill)),
             ("3-D", pn.Column(self.surface, **fill)),
             ("Spectrum", pn.Column(spectrum, self.density, **fill)),
@@ -203,17 +210,16 @@ class LandscapeShell(DrawingShell):
         steps, rows = found = desk.curvature.arrays(session)
         cursor, colours = session.index, self._colours()
         self.sharp.object = sharpness(session, found, list(desk.parts), colours, self.theme)
-        for pane, name, title, log in (
-            (self.loss, "loss", "Loss over all training samples", True),
-            (self.share, "share", "Share of the gradient in the 10 top eigenvectors", False),
-        ):
-            series = [
-                {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < FEW}
-                for i, label in enumerate(desk.parts)
-                if rows
-            ]
-            bounds = (0.0, 1.0) if name == "share" else None
-            pane.object = self._curves(series, title, cursor=cursor, log=log, bounds=bounds)
+        name = self.shown.value
+        series = [
+            {"name": label, **known(steps, rows[name][:, i]), "colour": colours[i], "markers": len(steps) < FEW}
+            for i, label in enumerate(desk.parts)
+            if rows
+        ]
+        bounds = (0.0, 1.0) if name in ("share", "overlap", "coherence") else None
+        title, log = MEANING[name][0], name == "loss"
+        title = title[0].upper() + title[1:]
+        self.also.object = self._curves(series, title, cursor=cursor, log=log, bounds=bounds)
         spent = desk.curvature
         share = 100 * min(1.0, spent.share)
         words = f"measured in {1000 * spent.cost:.0f} ms at each marked step, {share:.0f} % of the time"
@@ -224,13 +230,12 @@ class LandscapeShell(DrawingShell):
         """The last measurement of every training."""
         if not rows:
             return "<p>Press Play: curvature is measured as it goes.</p>"
-        desk, lines = self.desk, []
+        desk, columns = self.desk, {}
         for i, (label, colour) in enumerate(zip(desk.parts, self._colours(), strict=False)):
             limit = edge(desk.session, label, steps[-1:])[0]
-            last = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
             title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>●&nbsp;{label}</span>"
-            lines.append(row(title, [last[name] for name in MEANING], MEANING, "–"))
-        return f"<table class='plain'><tr><th></th>{heads(MEANING)}</tr>{''.join(lines)}</table>"
+            columns[title] = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
+        return upright(columns, MEANING, "–")
 
     def _draw_path(self) -> None:
         survey = self.desk.survey

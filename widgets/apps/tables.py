@@ -23,3 +23,15 @@ def row(title: str, values: Iterable[float], meaning: Mapping[str, tuple[str, st
     whys = [html.escape(why) for _, why in meaning.values()]
     cells = "".join(f'<td title="{why}">{word}</td>' for word, why in zip(words, whys, strict=True))
     return f"<tr style='{style}'><td style='text-align:left'>{title}</td>{cells}</tr>"
+
+
+def upright(columns: Mapping[str, Mapping[str, float]], meaning: Mapping[str, tuple[str, str]], none: str) -> str:
+    """A whole table with a row for each measurement: columns by their head, as HTML, hold the numbers by name."""
+    head = "".join(f"<th>{title}</th>" for title in columns)
+    lines = []
+    for name, (words, why) in meaning.items():
+        found = [values[name] for values in columns.values()]
+        cells = "".join(f"<td>{f'{value:.3g}' if math.isfinite(value) else none}</td>" for value in found)
+        title = html.escape(why)
+        lines.append(f'<tr title="{title}"><td style="text-align:left" tabindex=0>{words}</td>{cells}</tr>')
+    return f"<table class='plain'><tr><th></th>{head}</tr>{''.join(lines)}</table>"

@@ -63,7 +63,8 @@ def squared_slope(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs - F.one_hot(targets, outputs.shape[2]).to(outputs.dtype)
+    classes = torch.arange(outputs.shape[2], device=targets.device)  # one_hot looks at values, which vmap forbids
+    return outputs - (targets.unsqueeze(-1) == classes).to(outputs.dtype)
 
 
 def _residuals(outputs: Tensor, targets: Tensor) -> Tensor:
