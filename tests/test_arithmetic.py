@@ -61,6 +61,7 @@ def close(ours, torchs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.slow
 def test_operations_of_one_number_are_those_of_torch(dtype):
     generator = torch.Generator().manual_seed(0)
     row = torch.cat([torch.tensor(SPECIAL), torch.randn(70, generator=generator)]).to(dtype)

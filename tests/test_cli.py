@@ -362,6 +362,7 @@ def module(*words, **options):
     )
 
 
+@pytest.mark.slow
 def test_python_m_workbench_is_the_same_command(tmp_path):
     done = module("run", "rosenbrock", "adam", "--steps", "3", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -372,6 +373,7 @@ def test_python_m_workbench_is_the_same_command(tmp_path):
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_reading_is_no_error(tmp_path):
     line = f"{sys.executable} -m workbench list --json | head -c 10"
     done = subprocess.run(

@@ -200,6 +200,7 @@ def many():
     return wb.descent(objective, HeavyBall(), dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_torch_compile_gives_the_same_compiles_at_most_twice_and_breaks_no_graph(many, builds):
     counters.clear()
     options = {"unroll": 2}
@@ -216,6 +217,7 @@ def test_torch_compile_gives_the_same_compiles_at_most_twice_and_breaks_no_graph
     assert not builds
 
 
+@pytest.mark.slow
 def test_settings_stay_as_they_were_also_in_a_worker_thread(many):
     given, found = prepared(many, {"lr": 1e-6}, runs=3, steps=2), []
 

@@ -226,6 +226,7 @@ def moments_of_a_save(record, path):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+@pytest.mark.slow
 def test_a_crash_at_any_moment_of_a_save_leaves_the_old_or_the_new_record_whole(tmp_path):
     """A process forked for each moment saves over an old record and dies there; then the folder is read."""
     torch.set_num_threads(1)

@@ -104,6 +104,7 @@ def move(pairs, which, name, n, edits):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_any_sequence_of_moves_gives_the_bits_of_a_twin_that_forgets_nothing(name):
     """Budgets so small that snapshots thin out; every step of every line is visited again at the end."""
 

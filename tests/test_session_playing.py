@@ -187,6 +187,7 @@ def test_a_thread_that_was_paused_does_not_play_on_beside_the_next():
     session.close()
 
 
+@pytest.mark.slow
 def test_leaving_the_interpreter_while_sessions_play_is_no_crash():
     code = (
         "import time, workbench as wb\n"

@@ -130,6 +130,7 @@ def test_the_script_of_a_session_makes_its_last_state_again_bit_for_bit(tmp_path
             raise AssertionError(f"script of {name!r}:\n{script}") from error
 
 
+@pytest.mark.slow
 def test_a_script_runs_by_itself_and_prints_its_record(tmp_path):
     session = live(
         wb.Session(wb.side_by_side({"adam": wb.descent(STOCHASTIC, "adam"), "n": wb.descent(STOCHASTIC, "sgd")}))

@@ -493,6 +493,7 @@ with watch(model, optimizer, path=sys.argv[1], flush=0.05, budget=None) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_opens_with_what_was_written_last(tmp_path):
     path = tmp_path / "run.zarr"
     environment = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1])}

@@ -5,6 +5,8 @@ import keyword
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from workbench.record import plain, versions
 from workbench.routine import Routine
 from workbench.timeline import Edit
@@ -13,22 +15,28 @@ from workbench.timeline import Edit
 def write_script(
     routine: Routine, seed: Any, start: Any, hyper: Mapping[str, Any], edits: Sequence[Edit], end: int
 ) -> str:
-    """The script of a session that stands at step `end`; it leaves its own `session` at the same step, same bits."""
+    """The script of a session that stands at step `end`; it leaves its own `session` at the same step, same bits.
+
+    On a CPU it asks for the number of threads that there are here, because the last bit of a sum depends on it.
+    """
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     setup, recipe = routine.setup(), routine.recipe()
     needed = _names(f"{setup}\n{recipe}")
     missing = sorted(needed - _defined(setup) - {"wb", "torch"})
     if missing:
         setup = f"# Put your own {' and '.join(missing)} here, made as before.\n{setup}"
+    cpu = torch.device(routine.device).type == "cpu"
+    threads = [f"torch.set_num_threads({torch.get_num_threads()})", ""] if cpu else []
     lines = [
         '"""Written by the Gradient Workbench; makes the run again, bit for bit with the same versions and device.',
         "",
         f"{made}; device {routine.device}.",
         '"""',
         "",
-        *(["import torch"] if "torch" in needed else []),
+        *(["import torch"] if "torch" in needed or threads else []),
         "import workbench as wb",
         "",
+        *threads,
         *([setup.strip(), ""] if setup.strip() else []),
         *session_lines("routine", "session", routine, seed, start, hyper, edits, end),
         "",

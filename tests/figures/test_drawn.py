@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import workbench as wb
 from workbench import figures
@@ -21,6 +22,7 @@ assert "plotly" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_plotly_is_imported_only_when_a_figure_is_asked_for():
     done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -143,6 +143,7 @@ def w2_of_errors(extra, size, seed):
     return math.sqrt(ot.emd2([], [], torch.cdist(end, field.target.exact.means).square().numpy()))
 
 
+@pytest.mark.slow
 def test_fewer_dimensions_stand_errors_of_the_denoiser_better():
     """Xu et al., section 5.3: with errors injected, W₂ grows less at D = 64 than with normal noise.
 

@@ -133,6 +133,7 @@ def test_the_fisher_average_minimises_two_quadratics_jointly():
         fisher_average(at, -h)
 
 
+@pytest.mark.slow
 def test_fisher_merging_beats_plain_averaging_of_networks_tuned_on_disjoint_classes():
     """Ten seeds: a short training on all digits, then one network on 0 to 4 and one on 5 to 9; held-out accuracy.
 

@@ -204,6 +204,7 @@ def test_a_trained_curve_has_no_barrier_where_the_straight_line_has_one():
             assert barrier(heldout, path, 21).value < 0.2 * barrier(heldout, straight, 21).value
 
 
+@pytest.mark.slow
 def test_matching_lowers_the_barrier_and_more_so_in_wider_networks():
     """Git re-basin's claim, three pairs a width: mean barriers, far below the naive one, fall from width to width."""
     means = []

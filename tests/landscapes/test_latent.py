@@ -330,6 +330,7 @@ def test_the_probe_gives_what_the_weights_give():
         np.testing.assert_allclose(record[name], made[name], rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_bic_chooses_more_than_one_state_and_wants_ever_more(parity, parity_states):
     """As claimed, more than one. But the smooth way of a training has no number of its own: the most tried wins."""
     assert parity[2].all()

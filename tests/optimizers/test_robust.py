@@ -95,6 +95,7 @@ BATCH = {"median-of-gradients": 8, "winsorised-gradients": 4}
 
 
 @pytest.mark.parametrize("method", BATCH)
+@pytest.mark.slow
 def test_labels_that_are_wrong_are_remembered_less_and_others_learned_better(method):
     """Half of the labels wrong; as many steps, samples a step (24) and the same step size as gradient descent."""
     wrong, right, held = accuracies(method, BATCH[method])

@@ -162,6 +162,7 @@ def test_equals_the_plain_torch_loop_on_a_network_with_one_parameter_a_layer(row
 
 
 @pytest.mark.parametrize("row", MENU, ids=lambda row: row.name)
+@pytest.mark.slow
 def test_runs_with_different_step_sizes_at_once_equal_them_one_by_one(row):
     lrs = [1e-3, 1e-2, 5e-2]
     together, _ = path(descent(row.name), {"lr": lrs}, runs=3)

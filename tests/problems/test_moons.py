@@ -43,6 +43,7 @@ def trained(loss, decay=(0.0,)):
     return [part.reshape(len(decay), 3) for part in found]
 
 
+@pytest.mark.slow
 def test_cross_entropy_learns_the_height_alone_and_spectral_decoupling_the_shape_too():
     """Trained on moons with a margin of 0.1, all samples right; then asked about moons of the same heights.
 

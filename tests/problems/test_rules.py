@@ -34,6 +34,7 @@ def test_modular_addition_holds_every_pair_once():
     assert data.outputs == 7
 
 
+@pytest.mark.slow
 def test_modular_addition_is_learnt_by_heart_first_and_grokked_later():
     """All training pairs right while held-out ones are no better than chance; with weight decay those follow later."""
     data = wb.make("modular-addition", holdout=0.25).load()

@@ -358,6 +358,7 @@ def noise_of(objective, x, hyper, key):
     return torch.func.grad(lambda p: objective.sample(p, hyper, drawn).sum())(x) - gradient(objective, x)
 
 
+@pytest.mark.slow
 def test_gradient_noise_has_the_stated_mean_and_size():
     objective, n, size = make("noisy-ravine"), 4000, 2.5
     x = f64([[0.3, -1.0], [0.7, 0.2]])

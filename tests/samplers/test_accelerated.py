@@ -61,6 +61,7 @@ def test_the_stochastic_sampler_is_its_rule_written_out():
 
 @pytest.mark.parametrize("path", ["variance-preserving", "linear-path"])
 @pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.slow
 def test_the_order_is_two_on_any_path_both_ways(path, reverse):
     field = exact_field(TARGET, PATH if path == "variance-preserving" else path)
     first, last = 0.1, 0.9

@@ -63,6 +63,7 @@ def test_coefficients_are_those_of_scipy(name):
 
 
 @pytest.mark.parametrize("name", TWINS)
+@pytest.mark.slow
 def test_the_error_follows_the_tolerance(name):
     exact = solve(pulled, "dormand-prince", x=STARTS, hyper={"rtol": 1e-12, "atol": 1e-13})
     errors = [float((solve(pulled, name, x=STARTS, hyper={"rtol": r, "atol": r}) - exact).norm()) for r in (1e-4, 1e-6)]

@@ -157,6 +157,7 @@ def fitted_order(name, power, back=False, steps=None):
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.slow
 def test_order_of_convergence(name):
     """The first step knows no earlier prediction and is of first order; here it is 1 / n² long, which hides it."""
     assert wb.make(name).order == ORDERS[name]
@@ -169,6 +170,7 @@ def test_order_of_convergence_from_data_to_source(name):
 
 
 @pytest.mark.parametrize("name", ["deis-3", "lms", "unip-3"])
+@pytest.mark.slow
 def test_equal_steps_hold_multistep_methods_to_second_order_by_their_first_step(name):
     assert fitted_order(name, 1, steps=(160, 320, 640)) == pytest.approx(2, abs=0.15)
 

@@ -73,6 +73,7 @@ def test_it_does_as_well_on_new_noise_as_on_that_it_was_fitted_on():
     assert 0.5 < error(solver, "variance-preserving", 8) / own < 2
 
 
+@pytest.mark.slow
 def test_calibration_paths_are_where_the_flow_is_at_every_time():
     field = wb.exact_field(TARGET, "variance-preserving")
     paths = Paths(field, 16)

@@ -129,6 +129,7 @@ def test_s_and_b_are_the_regression_of_the_change_of_f_on_f(at):
 
 @pytest.mark.parametrize("corrector", ["on", "off"])
 @pytest.mark.parametrize("degree", [1, 2, 3])
+@pytest.mark.slow
 def test_the_order_is_the_degree(degree, corrector):
     """The first step is of first order; here it is 1 / n² long. The corrector does not raise the order: of third order
     only the last step, which it does not make again, is seen at first, and steps are to be short.

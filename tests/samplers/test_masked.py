@@ -241,6 +241,7 @@ def sampled(name, steps, seed, length):
     return float(routine.probes["total_variation"].measure(routine, state)["total_variation"])
 
 
+@pytest.mark.slow
 def test_with_eight_spins_a_loop_mends_too():
     """Exact samples of this size are 0.04 away; seeds differ by 0.004."""
     for seed in (1, 2):
@@ -250,6 +251,7 @@ def test_with_eight_spins_a_loop_mends_too():
         assert ours[1] < 0.85 * plain[1]
 
 
+@pytest.mark.slow
 def test_confidence_needs_hundreds_of_steps_to_mend():
     """It masks about one token a step again early on, and hardly any later."""
     few, many = (sampled("remdm-conf", n, 1, 5) for n in (30, 480))

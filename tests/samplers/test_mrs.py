@@ -120,6 +120,7 @@ def test_without_a_mean_it_is_the_plain_solver_and_with_one_the_plain_solver_of_
 
 
 @pytest.mark.parametrize("name", ODE)
+@pytest.mark.slow
 def test_the_global_error_against_a_fine_solution_is_of_the_order_that_is_said(name):
     """Against 800 steps of the classical Runge–Kutta method, both ways; the first step is as short as 1 / n²."""
     fine = solve(FIELD, "rk4", x=normal(), grid=np.linspace(0, 0.95, 801))
@@ -149,6 +150,7 @@ def test_ten_evaluations_are_nearer_to_narrow_modes_than_a_hundred_of_euler(seed
     assert w2(fast, data).value < w2(slow, data).value + 0.01
 
 
+@pytest.mark.slow
 def test_on_wide_modes_a_hundred_evaluations_of_euler_are_nearer_to_the_flow():
     """Where the claim does not reproduce; ten of Euler are far behind."""
     fast, slow, flow, _ = ends(TARGET, 0)
@@ -158,6 +160,7 @@ def test_on_wide_modes_a_hundred_evaluations_of_euler_are_nearer_to_the_flow():
 
 
 @pytest.mark.parametrize("name", SDE)
+@pytest.mark.slow
 def test_noisy_solvers_keep_the_moments_of_the_data(name):
     """4,000 samples at 400 steps, within four standard errors of first and second moments of the mixture."""
     n = 4000

@@ -327,6 +327,7 @@ SOLVERS = ["euler-maruyama", "stochastic-heun", "sra1", "exponential-euler-maruy
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.slow
 def test_marginals_are_kept_by_every_solver_both_ways(solver):
     """From source to data, and from data to source, where the noise of data carried back is a unit normal."""
     for reverse in (False, True):
@@ -352,6 +353,7 @@ def test_another_factor_than_a_half_on_the_score_is_seen(factor, right):
     assert (found.abs().max() < 4) == right
 
 
+@pytest.mark.slow
 def test_solvers_of_one_seed_end_at_the_same_points():
     """Median distance to SRA1 with 1,024 steps on the same paths: it falls at the order for additive noise."""
     more = {"samples": 100, "seed": 3, "interpolant": "trigonometric-path", "hyper": {"diffusion_form": "sine"}}

@@ -85,6 +85,7 @@ def test_the_velocity_is_that_of_the_probability_flow_and_knows_the_speed_of_pos
     torch.testing.assert_close(SMOOTH.position_speed(z[:, 2:]), found.velocity[:, :2], rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_flow_ends_at_the_data():
     """2,000 samples, within four standard errors of first and second moments of positions and momenta."""
     field, n = PhaseField(ROUND), 2000
@@ -157,6 +158,7 @@ def test_the_symmetric_order_is_two_and_the_naive_one(reverse):
 
 
 @pytest.mark.parametrize("target", ["two-modes", "eight-gaussians", "three"])
+@pytest.mark.slow
 def test_positions_are_nearer_to_the_flow_and_the_data_than_those_of_euler_at_equal_evaluations(target):
     """W2 of 300 positions at 10, 20, 30 and 50 evaluations, the same start: the paper's claim."""
     field = PhaseField(ROUND if target == "three" else wb.make(target))

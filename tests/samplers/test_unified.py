@@ -23,6 +23,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("path", ["linear-path", "variance-preserving", "edm-path"])
+@pytest.mark.slow
 def test_one_rule_for_all_steps_is_a_known_solver(path, name):
     field, start, _ = fine(path)
     found = solve(field, Unified([KNOWN[name]]), x=start, steps=7)
@@ -30,6 +31,7 @@ def test_one_rule_for_all_steps_is_a_known_solver(path, name):
 
 
 @pytest.mark.parametrize("path", ["linear-path", "variance-preserving"])
+@pytest.mark.slow
 def test_a_searched_schedule_ends_nearer_than_every_fixed_solver_on_held_out_starts(path):
     """The paper's claim at 5 evaluations, against every solver that one rule makes and DPM-Solver-2."""
     found = error(Unified(search(fine(path)[0], 5)), path, 5)
@@ -38,6 +40,7 @@ def test_a_searched_schedule_ends_nearer_than_every_fixed_solver_on_held_out_sta
 
 
 @pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.slow
 def test_more_trials_never_find_a_worse_schedule_and_a_seed_finds_the_same(guided):
     field = fine("variance-preserving")[0]
     few, many = (search(field, 4, trials=n, samples=16, seed=1, guided=guided) for n in (5, 30))

@@ -54,6 +54,7 @@ def test_play_moves_and_pause_stops(desk):
     assert desk.session.index == stood
 
 
+@pytest.mark.slow
 def test_first_rates_move_every_surface_visibly_and_keep_it_in_the_picture(make):
     for row in wb.catalogue("surfaces"):
         desk = make(surface=row.name)
@@ -310,6 +311,7 @@ def test_a_diverged_method_is_crossed_and_said_and_when_all_are_lost_what_to_do(
     assert "lower lr" in desk.status()
 
 
+@pytest.mark.slow
 def test_every_surface_makes_a_scene_and_a_frame_that_can_be_sent(make):
     for row in wb.catalogue("surfaces"):
         desk = make(surface=row.name)

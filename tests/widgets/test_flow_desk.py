@@ -214,6 +214,7 @@ def test_one_of_the_settings_that_does_not_exist_is_said_and_nothing_changes(mak
     assert list(desk.parts) == list(LABELS[:2])
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_run_again_to_the_bit(make, tmp_path):
     desk = make({**beside({}, {"times": "uniform-times"}), "target": "two-moons"})
     done(desk, lambda: desk.step(4), lambda: desk.turn("B.lr", 0.004), lambda: desk.step(3))

@@ -358,6 +358,7 @@ def test_frames_are_drawn_when_any_of_the_pages_has_room(app):
     seats[0].close()
 
 
+@pytest.mark.slow
 def test_a_closed_app_frees_its_desk_and_session_and_says_so():
     app = widgets.Descent()
     url = app.url

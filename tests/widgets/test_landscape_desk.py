@@ -147,7 +147,7 @@ def test_spectra_and_ways_are_worked_out_on_demand(make):
         assert np.trapezoid(found.density, found.eigenvalue) == pytest.approx(1, abs=0.02)
     done(desk, lambda: desk.do(desk.show_between))
     assert desk.background.wait()
-    assert len(desk.between) == 3
+    assert len(desk.between) == 6
     ends = [float(desk.surroundings(i)(desk.session.state.parts[i].x)[0]) for i in (0, 1)]
     for found in desk.between.values():
         assert found.loss.values[[0, -1]] == pytest.approx(ends, rel=1e-4)
@@ -221,3 +221,44 @@ def test_what_is_measured_at_rest_is_what_the_library_says_of_the_same_point(mak
     batch = landscapes.batch_sharpness(scene, batch_size=64, batches=8)
     assert found["batch"] == pytest.approx(float(batch.value), rel=1e-4)
     assert found["batch"] != pytest.approx(float(landscapes.batch_sharpness(scene, batch_size=32, batches=8).value))
+
+
+def test_averages_stand_on_the_picture_and_are_worth_what_the_table_says(make):
+    desk = make(columns="[{},{}]", data="digits")
+    done(desk, lambda: desk.step(40), lambda: desk.do(desk.look))
+    done(desk, lambda: desk.set_memory(10.0), lambda: desk.do(desk.show_averages))
+    assert [one.training for one in desk.averages] == [0, 0, 0, 1, 1, 1, -1, -1]
+    kept = dict(desk.session.kept())
+    way = torch.stack([kept[step].parts[0].x[0] for step in range(41)])
+    second, moving = desk.averages[1], desk.averages[2]
+    torch.testing.assert_close(second.point, way[20:].mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moving.point, landscapes.ema(way, 10.0), rtol=1e-5, atol=1e-6)
+    ends = torch.stack([part.x[0] for part in desk.session.state.parts])
+    torch.testing.assert_close(desk.averages[-2].point, ends.mean(0))
+    assert not torch.allclose(desk.averages[-1].point, ends.mean(0))
+    scene, heldout = desk.surroundings(0), desk.surroundings(0, part="heldout")
+    for one in desk.averages:
+        assert one.loss == pytest.approx(float(scene(one.point[None])[0]), rel=1e-5)
+        assert one.heldout == pytest.approx(float(heldout(one.point[None])[0]), rel=1e-5)
+        right = heldout.outputs(one.point[None])[0].argmax(1) == heldout.targets
+        assert one.score == pytest.approx(float(right.double().mean()))
+    marks = [layer for layer in desk.frame().layers if getattr(layer, "marker", "") in ("diamond", "star", "plus")]
+    at = desk.survey.plane.coords(torch.stack([second.point]))[0]
+    assert (marks[0].x[0], marks[0].y[0]) == pytest.approx(tuple(at.tolist()), rel=1e-4)
+    assert {"mean of the second half", "Fisher-weighted mean"} <= {entry.name for entry in desk.scene().legend}
+
+
+def test_geometry_and_phases_of_the_ways(make):
+    desk = make(columns="[{}]")
+    done(desk, lambda: desk.step(30), lambda: desk.do(desk.show_shapes))
+    found, phases = desk.shapes["geometry"], desk.shapes["phases"]
+    kept = dict(desk.session.kept())
+    way = torch.stack([kept[step].parts[0].x[0] for step in range(31)])
+    np.testing.assert_allclose(found.length[0], landscapes.path_length(way), rtol=1e-6)
+    np.testing.assert_allclose(found.turning_angle[0, 1:-1], landscapes.turning_angle(way)[1:-1], rtol=1e-5)
+    assert phases.sizes["step"] == 31
+    assert (np.diff(phases.states.values[0]) >= 0).mean() > 0.8
+    done(desk, desk.restart)
+    assert desk.shapes == {}
+    done(desk, lambda: desk.do(desk.show_shapes))
+    assert desk.said == ["Step on first: a way has a shape once it has begun."]

@@ -387,6 +387,7 @@ def test_the_script_makes_the_same_bits(desk, tmp_path):
     assert same_bits(run_script(desk.script(), tmp_path), desk.session.state.x)
 
 
+@pytest.mark.slow
 def test_the_script_of_an_upload_says_which_file_to_put_beside_it(desk, tmp_path):
     content = table()
     done(desk, lambda: desk.upload("mine.csv", content), lambda: desk.step(8))

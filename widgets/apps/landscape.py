@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
 import workbench as wb
 from widgets.apps.background import Watch
+from widgets.apps.landscape_picture import Track
+from widgets.apps.landscape_ways import MEMORY, Average, between, marks, points_made, shapes, worth
 from widgets.apps.settings import SEEDS, check_column, check_whole
 from widgets.apps.slices import VIEW, SlicingDesk
 from widgets.apps.training import OWN, load
@@ -26,7 +26,7 @@ LABELS = "ABC"
 RATES = (0.3, 0.5, 0.8)
 COLUMN = {"optimizer": "sgd"}
 FAMILIES = {"optimizer": ("optimizers", "an optimizer")}
-SPECTRUM, BETWEEN = "the spectrum", "the paths between"
+SPECTRUM, BETWEEN, AVERAGES, SHAPES = "the spectrum", "the paths between", "averages", "the shape of the ways"
 PROBES, LANCZOS = 6, 48
 
 
@@ -59,6 +59,8 @@ class LandscapeDesk(SlicingDesk):
         self.own = {"model": model, "loss": loss, "data": data}
         self.spectra: dict[str, Any] = {}
         self.between: dict[str, Any] = {}
+        self.averages: list[Average] = []
+        self.shapes: dict[str, Any] = {}
         super().__init__(runs=runs, query=query)
 
     # ---- settings
@@ -67,7 +69,7 @@ class LandscapeDesk(SlicingDesk):
         net = {"width": 32, "depth": 2, "activation": "tanh"}
         settings = {
             "data": "digits", "model": "mlp", "loss": "squared", "columns": [{}, {}, {}], "seed": 0, "batch": 0,
-            **VIEW, **net,
+            "memory": MEMORY.default, **VIEW, **net,
         }  # fmt: skip
         for name, given in self.own.items():
             if given is not None:
@@ -83,6 +85,7 @@ class LandscapeDesk(SlicingDesk):
             if settings[name] != OWN or self.own[name] is None:
                 find(family, what, settings[name])
         self.check_view(settings)
+        settings["memory"] = MEMORY.check(settings["memory"])
         for name, hyper in MLP.hypers.items():
             settings[name] = hyper.check(settings[name])
         check_whole(settings, seed=SEEDS, batch=(0, 100_000))
@@ -133,7 +136,7 @@ class LandscapeDesk(SlicingDesk):
                 first[f"{label}.lr"] = rate
         first |= {name: value for name, value in self.first.items() if name in routine.hypers}
         session = wb.Session(routine, seed=self.settings["seed"], hyper=first)
-        self.spectra, self.between = {}, {}
+        self.spectra, self.between, self.averages, self.shapes = {}, {}, [], {}
         self.begin_slices(list(parts), self.titles(), session)
         return session
 
@@ -169,6 +172,31 @@ class LandscapeDesk(SlicingDesk):
         now = session.now
         self.background.ask(BETWEEN, lambda watch: self._between(session, now, watch), self._take_between)
 
+    def show_averages(self) -> None:
+        """Average the weights along the ways and across the trainings, and place the averages on the picture."""
+        session, memory = self.session, self.settings["memory"]
+        track = Track.of(session)
+        self.background.ask(AVERAGES, lambda watch: self._average(session, track, memory, watch), self._take_averages)
+
+    def set_memory(self, memory: float) -> None:
+        """Another memory of the moving averages."""
+        self.do(lambda: self._set_memory(memory), newest="memory")
+
+    def _set_memory(self, memory: float) -> None:
+        self.settings = self.check_settings({**self.settings, "memory": memory})
+        if self.averages:
+            self.show_averages()
+
+    def show_shapes(self) -> None:
+        """Measure the geometry of the ways so far, and look for phases in them."""
+        session = self.session
+        track = Track.of(session)
+        if len(track.steps) < 2:
+            self.tell("message", "Step on first: a way has a shape once it has begun.", "info")
+            return
+        scene = self.surroundings(0, session, track.state)
+        self.background.ask(SHAPES, lambda watch: shapes(scene, track, watch), self._take_shape)
+
     # ---- in the background
 
     def _spectra(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
@@ -185,12 +213,30 @@ class LandscapeDesk(SlicingDesk):
     def _between(self, session: wb.Session, now: tuple[int, Any], watch: Watch) -> Iterator[tuple[str, Any]]:
         scene = self.surroundings(0, session, now[1])
         a, b = (now[1].parts[i].x[0].detach() for i in (0, 1))
-        for name, make in ways_between(scene, a, b, watch):
-            path = make()
+        for name, path in between(scene, a, b, watch):
             yield name, landscapes.along(scene, path, points=41).assign_attrs(step=now[0])
 
     def _take_between(self, found: tuple[str, Any]) -> None:
         self.between = {**self.between, found[0]: found[1]}
+        self.tell("curves")
+
+    def _average(
+        self, session: wb.Session, track: Track, memory: float, watch: Watch
+    ) -> Iterator[tuple[int, list[Average]]]:
+        scene, heldout = (self.surroundings(0, session, track.state, part) for part in ("", "heldout"))
+        data = next(iter(cast("Any", session.routine).parts.values())).data
+        made = points_made(scene, track, list(self.parts), memory, watch)
+        for found in worth(scene, heldout, data, made, watch):
+            yield int(track.steps[-1]), found
+
+    def _take_averages(self, found: tuple[int, list[Average]]) -> None:
+        self.averaged_at, self.averages = found
+        self.plane_picture.marks = marks(self.averages)
+        self.tell("scene")
+        self.tell("curves")
+
+    def _take_shape(self, found: tuple[str, Any]) -> None:
+        self.shapes = {**self.shapes, found[0]: found[1]}
         self.tell("curves")
 
     # ---- what is shown
@@ -213,19 +259,6 @@ class LandscapeDesk(SlicingDesk):
 
     def meta(self) -> dict[str, Any]:
         return {**super().meta(), "plane": self.plane_picture.words}
-
-
-def ways_between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:
-    """(what it is, how it is made) of paths from a to b: straight, aligned where units can be permuted, curved."""
-    yield "straight line", lambda: landscapes.line(a, b)
-    if isinstance(scene.model, MLP):
-        yield "straight line after matching units", lambda: landscapes.line(a, matched(scene, a, b))
-    yield "trained curve (quadratic Bézier)", lambda: landscapes.bezier(scene, a, b, steps=150, watch=watch)
-
-
-def matched(scene: Any, a: Tensor, b: Tensor) -> Tensor:
-    """b with its hidden units in the order that matches a's: the same function."""
-    return landscapes.permute(scene, b, landscapes.weight_matching(scene, a, b))
 
 
 def page(query: Mapping[str, str], runs: str | Path) -> Any:

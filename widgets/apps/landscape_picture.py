@@ -21,6 +21,13 @@ from workbench.figures.landscapes import log_heights
 MOST_POINTS, LEAST_POINTS, BYTES = 120, 8, 2**28
 """States of a path that a plane is laid through: so many, or fewer where they would take more bytes."""
 MARKS = ("dot", "square", "triangle")
+MADE = (
+    ("diamond", "mean of the second half"),
+    ("star", "moving average"),
+    ("plus", "mean of all"),
+    ("cross", "Fisher-weighted mean"),
+)
+"""Markers of points made of others, and what they stand for."""
 CONTOURS = 12
 ROUND = 1e-9
 MOST_KNOWN = 5000
@@ -103,6 +110,8 @@ class PlanePicture:
         self.plane: Any = None
         self.grid: Any = None
         self.paths: Any = None
+        self.marks: list[tuple[str, int, Tensor]] = []
+        """(marker, palette index, point) of further points shown where they fall on the plane."""
         self._coords: WeakKeyDictionary[Any, dict[int, tuple[Any, NDArray[Any]]]] = WeakKeyDictionary()
 
     def lay(self, survey: Any) -> None:
@@ -135,6 +144,8 @@ class PlanePicture:
 
     def scene(self) -> Scene:
         legend = [LegendEntry(title, i, MARKS[i]) for i, title in enumerate(self.titles)]
+        used = {marker for marker, _, _ in self.marks}
+        legend += [LegendEntry(words, 7, marker) for marker, words in MADE if marker in used]
         if self.grid is None:
             return Scene(x=(-1.0, 1.0), y=(-1.0, 1.0), title=self.words, legend=legend)
         a, b = self.grid.a.values, self.grid.b.values
@@ -171,6 +182,9 @@ class PlanePicture:
         trail = self._trail(session)
         layers.append(Paths.of(list(trail), colour=np.arange(len(trail)), width=2.0))
         layers += self._heads(state, trail[:, -1], radius=6)
+        for marker, colour, point in self.marks:
+            at = self.plane.coords(point.unsqueeze(0)).double().cpu().numpy()
+            layers.append(Points(*at.T, colour=colour, marker=marker, radius=5))
         return Frame(step, layers, caption=f"step {step:,} · off the plane: {self._off(state)}"[:240])
 
     def _trail(self, session: wb.Session) -> NDArray[Any]:

@@ -14,12 +14,14 @@ from widgets.apps.drawing import DrawingShell, choice, folded, heading, named
 from widgets.apps.landscape import COLUMN, LABELS, OWN, LandscapeDesk
 from widgets.apps.landscape_curves import FEW, along_path, off_plane, sharpness
 from widgets.apps.landscape_measures import MEANING, edge, known
+from widgets.apps.landscape_ways import MEMORY, STATES, WORTH
 from widgets.apps.plot import LivePlot
 from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
 from widgets.apps.slices import FINEST, PARTS, PLANES
 from widgets.apps.tables import TABLE, heads, row, upright
 from widgets.sliders import HyperControl
+from workbench import landscapes
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
 
@@ -52,12 +54,24 @@ whose rows below say what they are, those that take long come rarely while a run
 **Spectrum.** The density of all eigenvalues, by stochastic Lanczos quadrature from a few random vectors, each value
 broadened; the band is one standard error over those vectors.
 
-**Ways.** The loss along ways from A to B where they stand: straight, straight after B's hidden units are put in the
-order that matches A's (the same function), and a curve trained to low loss. The barrier is the highest excess over the
-line between the two ends' losses, on the grid shown.
+**Ways.** The loss along ways from A to B where they stand: straight; straight after B's hidden units are put in the
+order that matches A's (the same function), by their weights or by what they answer; a curve and a bend trained to low
+loss; with one hidden layer, over networks with half of their units. The barrier is the highest excess over the line
+between the two ends' losses, on the grid shown.
+
+**Averages.** Along each way: the mean of what is kept of its second half (as stochastic weight averaging does), and an
+exponential moving average whose memory is chosen now. Across the trainings: the plain mean, and one in which every
+parameter counts by its Fisher information (of squared error, the mean squared gradient of a sample).
+
+**Geometry.** Of the polyline through the states that are kept, at most 120 of each way: a coarser record turns less.
+Phases: states of a Gaussian hidden Markov model of fourteen norms and moments of the weights, as many as the Bayesian
+criterion takes; it leans to many.
 """
 
 
+WHOLE = ("autocorrelation", "effective_dimension")
+GEOMETRY = {name: words for name, (words, _) in landscapes.MEASURES.items() if name not in WHOLE}
+"""Measures of a way that have a value at every step of it, in words."""
 ALSO = ("loss", "share", "overlap", "trace", "batch", "noise", "coherence")
 """Measurements that the second plot can show."""
 
@@ -76,9 +90,12 @@ class LandscapeShell(DrawingShell):
         self.shown = choice("Also", options, "share", lambda value: self._draw())
         self.true, self.off = make(min_height=240), make(min_height=180)
         self.surface, self.density, self.ways = make(min_height=420), make(min_height=320), make(min_height=320)
-        self.table, self.barriers, self.cost = (
-            pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8)) for _ in range(3)
+        self.table, self.barriers, self.cost, self.worth, self.bends = (
+            pn.pane.HTML("", stylesheets=[TABLE], sizing_mode="stretch_width", margin=(4, 8)) for _ in range(5)
         )
+        self.geometry, self.phases = (make(min_height=h) for h in (240, 180))
+        measures = {_short(words): name for name, words in GEOMETRY.items()}
+        self.shape_of = choice("Measure", measures, "turning_angle", lambda value: self._draw())
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
         desk.on("scene", lambda: self.later("scene", self._laid))
@@ -178,12 +195,23 @@ class LandscapeShell(DrawingShell):
         between = self._button("Connect A and B", "The loss along ways between A and B, as they stand now")
         spectrum.on_click(lambda event: self.desk.do(self.desk.show_spectrum))
         between.on_click(lambda event: self.desk.do(self.desk.show_between))
+        average = self._button("Average the weights", "Along the ways, and across the trainings where they stand")
+        shape = self._button("Measure the ways", "Their geometry so far, and phases of the weights' metrics")
+        average.on_click(lambda event: self.desk.do(self.desk.show_averages))
+        shape.on_click(lambda event: self.desk.do(self.desk.show_shapes))
+        ways = self.shape_of, self.geometry, self.phases, self.bends
+        memory = HyperControl(MEMORY, self.desk.settings["memory"], self.desk.set_memory).view
         return [
             ("Curvature", pn.Column(self.sharp, self.shown, self.also, self.table, self.cost, **fill, styles=scroll)),
             ("Path", pn.Column(self.true, self.off, **fill)),
             ("3-D", pn.Column(self.surface, **fill)),
             ("Spectrum", pn.Column(spectrum, self.density, **fill)),
-            ("Ways", pn.Column(between, self.barriers, self.ways, **fill)),
+            ("Ways", pn.Column(between, self.barriers, self.ways, **fill, styles=scroll)),
+            ("Averages", pn.Column(average, memory, self.worth, **fill, styles=scroll)),
+            (
+                "Geometry",
+                pn.Column(shape, *ways, **fill, styles=scroll),
+            ),
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 
@@ -198,7 +226,10 @@ class LandscapeShell(DrawingShell):
         return made
 
     def draw_tab(self, active: int) -> None:
-        draw = (self._draw_curvature, self._draw_path, self._draw_surface, self._draw_spectrum, self._draw_between)
+        draw = (
+            self._draw_curvature, self._draw_path, self._draw_surface, self._draw_spectrum, self._draw_between,
+            self._draw_averages, self._draw_shapes,
+        )  # fmt: skip
         if active < len(draw):
             draw[active]()
 
@@ -284,13 +315,64 @@ class LandscapeShell(DrawingShell):
         }
         for i, (name, found) in enumerate(self.desk.between.items()):
             series.append(
-                {"name": name, "steps": found.t.values, "values": found.loss.values, "colour": colours[i + 3]}
+                {"name": name, "steps": found.t.values, "values": found.loss.values, "colour": colours[(i + 3) % 8]}
             )
             values = [float(found.attrs["barrier"]), float(found.attrs["barrier_error"])]
             lines.append(row(html.escape(name), values, meaning, "–"))
         head = f"<tr><th></th>{heads(meaning)}</tr>"
         self.barriers.object = f"<table class='plain'>{head}{''.join(lines)}</table>" if lines else ""
         self.ways.object = self._curves(series, "Loss on the way from A (t = 0) to B (t = 1)", x_title="t")
+
+    def _draw_averages(self) -> None:
+        desk, colours = self.desk, self._colours()
+        if not desk.averages:
+            self.worth.object = "<p>Averages of what is kept of the ways, placed on the picture once worked out.</p>"
+            return
+        lines = []
+        for one in desk.averages:
+            dot = f"<span style='color:{colours[one.training if one.training >= 0 else 7]}'>●</span>"
+            values = [one.loss, one.error, one.heldout, one.score]
+            lines.append(row(f"{dot}&nbsp;{html.escape(one.name)}", values, WORTH, "–"))
+        words = f"At step {desk.averaged_at:,}. Means of weights are no means of functions: units may stand in another "
+        words += "order in each training, and what is between two valleys is often high."
+        head = f"<caption>{words}</caption><tr><th></th>{heads(WORTH)}</tr>"
+        self.worth.object = f"<table class='plain'>{head}{''.join(lines)}</table>"
+
+    def _draw_shapes(self) -> None:
+        desk, colours = self.desk, self._colours()
+        found, phases = desk.shapes.get("geometry"), desk.shapes.get("phases")
+        name = self.shape_of.value
+        drawn: dict[str, list[dict[str, Any]]] = {"geometry": [], "phases": []}
+        for i, label in enumerate(desk.parts):
+            look = {"name": label, "colour": colours[i]}
+            if found is not None:
+                drawn["geometry"].append({**look, **known(found.step.values, found[name].values[i])})
+            if phases is not None:
+                drawn["phases"].append({**look, "steps": phases.step.values, "values": phases.states.values[i] + 1})
+        self.geometry.object = self._curves(drawn["geometry"], _short(GEOMETRY[name]))
+        title = "Phase of the weights' metrics (latent state)"
+        self.phases.object = self._curves(drawn["phases"], title, bounds=(0.5, max(STATES) + 0.5))
+        self.bends.object = self._directions(found)
+
+    def _directions(self, found: Any) -> str:
+        """Numbers of whole ways."""
+        if found is None:
+            return "<p>Length, turning and curvature of the ways, of what is kept of them.</p>"
+        columns = {}
+        meaning = {"dimension": ("effective dimension", "Participation ratio of the way's principal variances.")}
+        for lag in found.lag.values:
+            why = f"Mean cosine of two steps between kept states, {lag} apart: from -1, back and forth, to 1, straight."
+            meaning[f"lag {lag}"] = (f"autocorrelation, lag {lag}", why)
+        for i, label in enumerate(self.desk.parts):
+            lags = {f"lag {lag}": float(v) for lag, v in zip(found.lag.values, found.autocorrelation[i], strict=True)}
+            columns[label] = {"dimension": float(found.effective_dimension[i]), **lags}
+        return upright(columns, meaning, "–")
+
+
+def _short(words: str) -> str:
+    """What a measure is, without its formula."""
+    head = words.split(",")[0].split(":")[0]
+    return head[0].upper() + head[1:]
 
 
 def _titles(family: str) -> dict[str, str]:

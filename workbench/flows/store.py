@@ -62,7 +62,8 @@ def load_field(path: str | os.PathLike) -> NetField:
             raise ValueError(f"expected a field of at most {MAX_BYTES // 2**20} MB, got a larger file in {name}")
         with safe_open(path, framework="pt") as file:
             about = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            # Copied: on some processors products depend, in the last bit, on how memory is aligned, as a file's is not.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError:
         raise ValueError(f"expected a saved field, found no file {name}") from None
     except (SafetensorError, OSError, json.JSONDecodeError) as error:

@@ -12,6 +12,7 @@ from workbench.landscapes.dropout import drop, dropout_path, dropout_stability
 from workbench.landscapes.evaluation import losses
 from workbench.landscapes.flow_sharpness import flow_sharpness, flow_solution
 from workbench.landscapes.geometry import (
+    MEASURES,
     directional_similarity,
     distance_from_start,
     effective_dimension,
@@ -51,6 +52,7 @@ __all__ = [
     "FunctionLandscape",
     "Geometry",
     "Landscape",
+    "MEASURES",
     "ModelLandscape",
     "Operator",
     "Path",

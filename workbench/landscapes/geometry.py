@@ -17,7 +17,7 @@ from workbench.landscapes.progress import Watch, within
 from workbench.routine import whole
 
 LAGS = (1, 2, 5, 10)
-LABELS = {
+MEASURES = {
     "length": ("length of the way so far, Σ|x_t − x_(t−1)|", "1"),
     "distance": ("distance from the start, |x_t − x_0|", "1"),
     "straightness": ("distance from the start over length of the way, from 0 to 1", "1"),
@@ -30,6 +30,7 @@ LABELS = {
     "autocorrelation": ("mean alignment of steps that are `lag` apart, from −1 to 1", "1"),
     "effective_dimension": ("participation ratio of the points' principal variances", "1"),
 }
+"""What `geometry` measures, by name: (in words, units)."""
 
 
 def _points(points: Any, least: int = 1) -> Tensor:
@@ -224,7 +225,7 @@ def as_record(arrays: Mapping[str, np.ndarray], steps: Sequence[int], lags: Sequ
     if kept.shape != arrays["length"].shape[1:]:
         raise ValueError(f"expected a step number for each of {arrays['length'].shape[1]} points, got {kept.shape}")
     dims = {"autocorrelation": ("run", "lag"), "effective_dimension": ("run",)}
-    attrs = {name: {"long_name": LABELS[name][0], "units": LABELS[name][1]} for name in arrays}
+    attrs = {name: {"long_name": MEASURES[name][0], "units": MEASURES[name][1]} for name in arrays}
     variables = {name: (dims.get(name, ("run", "step")), array, attrs[name]) for name, array in arrays.items()}
     coords = {
         "run": ("run", np.arange(len(arrays["length"])), {"long_name": "run", "units": "1"}),

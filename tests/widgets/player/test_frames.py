@@ -203,6 +203,7 @@ def test_every_colour_stands_out_from_its_paper(colours, paper):
     assert min(contrast(colour, palette.PAPER[paper]) for colour in colours) >= 3
 
 
+@pytest.mark.slow
 def test_what_is_sent_can_be_made_without_any_user_interface():
     code = "import sys, widgets.player.frames, widgets.player.feed, widgets.player.export as e; e.export_html;"
     code += "import widgets.player as p; p.Scene;"
