@@ -1,6 +1,7 @@
 """The Landscape desk: trainings on one plane, what is said of it, its curvature, spectra and ways between."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_another_state_of_the_same_step_is_drawn_where_it_is(make):
             np.testing.assert_allclose(found, picture.plane.coords(points), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("plane", ["ends", "sharpest", "filter", "layer", "none"])
+@pytest.mark.parametrize("plane", ["ends", "stands", "sharpest", "filter", "layer", "none"])
 def test_every_kind_of_plane_can_be_looked_at_while_the_run_goes_on(make, plane):
     desk = done(make(), lambda: None)
     done(desk, lambda: desk.step(12))
@@ -133,7 +134,7 @@ def test_every_kind_of_plane_can_be_looked_at_while_the_run_goes_on(make, plane)
     assert desk.session is session
     assert desk.survey.paths is not None
     assert np.isfinite(desk.survey.grid.loss).all()
-    kinds = {"ends": "through", "sharpest": "eigen"}
+    kinds = {"ends": "through", "stands": "through", "sharpest": "eigen"}
     assert desk.survey.plane.kind == kinds.get(plane, "random")
 
 
@@ -262,3 +263,19 @@ def test_geometry_and_phases_of_the_ways(make):
     assert desk.shapes == {}
     done(desk, lambda: desk.do(desk.show_shapes))
     assert desk.said == ["Step on first: a way has a shape once it has begun."]
+
+
+def test_commands_are_carried_out_while_the_curvature_of_a_large_network_is_measured(make):
+    desk = make(width="256", depth="3")
+    desk.step()
+    until(lambda: desk.measuring.progress is not None)
+    step = threading.Event()
+    desk.step()
+    desk.do(step.set)
+    assert step.wait(10)
+    assert desk.session.index == 2
+    assert not desk.measuring.wait(0)
+    assert "the curvature" in desk.status()
+    desk.cancel()
+    assert desk.measuring.wait(5)
+    assert len(desk.curvature.arrays(desk.session)[0]) == 0

@@ -511,7 +511,7 @@ def test_other_lines_of_time_are_drawn_on_the_same_plane(desk):
     track = torch.stack([kept, desk.session.state.x[0]])
     assert float(plane.residual(track).max()) < float(torch.linalg.vector_norm(track[0] - track[1]))
     done(desk, lambda: desk.set_view(plane="ends"))
-    assert "through" in desk.survey.plane.title.lower()
+    assert desk.survey.plane.title == "Plane through the start, line B and line A"
 
 
 def test_the_curvature_of_the_past_is_measured_when_it_is_asked_for(desk):

@@ -248,8 +248,7 @@ class LandscapeDesk(SlicingDesk):
         return self.plane_frame(session)
 
     def tick(self, session: wb.Session) -> None:
-        if not session.playing or self.curvature.due():
-            self.curvature.take(session)
+        self.measure_curvature(session)
         self.slice_if_due(session)
 
     # ---- to take away

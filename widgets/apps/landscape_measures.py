@@ -1,8 +1,8 @@
 """What Landscape and Training measure of curvature along a run, under a time budget, and where its edge is."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ TOP = 10
 RARELY = 12
 """While a run plays, the top subspace is measured at one in so many measurements: it takes several times as long."""
 TOLERANCE = 1e-2
+MOST_PRODUCTS = 160
+"""Hessian products after which a search for eigenvalues is given up: some three times what one takes."""
 PRODUCTS, BATCHES = 24, 8
 """Hessian products that the trace takes, and minibatches that batch sharpness is a mean over."""
 MOST_NUMBERS = 2**26
@@ -80,75 +82,104 @@ MEANING = {
 
 
 class Curvature(Measures):
-    """Rows by line of time and step, and what they cost; eigenvectors are searched for from the last ones found."""
+    """Rows by line of time and step, and what they cost; eigenvectors are searched for from the last ones found.
+
+    Attributes:
+        watch: called before every product with a Hessian; what it raises ends the measurement.
+        always: whether every measurement is a thorough one, with the top subspace and what else takes long.
+    """
 
     def __init__(self, share: float = SHARE) -> None:
         super().__init__(self._row, share)
-        self._warm: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
-        self._count = 0
-        self.thorough = False
+        self.watch: Callable[[float], None] = lambda share: None
+        self.always = False
+        self.begin()
+
+    def begin(self) -> None:
+        """A new session: nothing is known of its eigenvectors."""
+        self._warm: dict[str, Tensor] = {}
+        self._count, self._thorough = 0, False
         self._eps: list[Any] = []
         self._batch: list[Any] = []
 
-    def begin(self, session: wb.Session) -> None:
-        """A new session."""
-        self._count = 0
-
-    def elsewhere(self) -> "Curvature":
-        """What measures on another thread into the same rows."""
+    def at_rest(self) -> "Curvature":
+        """What measures thoroughly, on another thread, into the same rows."""
         other = copy.copy(self)
-        other._measure, other._warm, other._eps, other._batch = other._row, WeakKeyDictionary(), [], []
+        other._measure, other.always = other._row, True
+        other.begin()
         return other
 
     def take(self, session: wb.Session, *, into: wb.Session | None = None) -> Row:
-        """Measure where a session stands; the top subspace with it when it has come to rest, or its turn has come."""
+        """Measure where a session stands."""
         self._count += 1
-        self.thorough = not session.playing or self._count % RARELY == 0
+        self._thorough = self.always or self._count % RARELY == 0
         before = [f"{label}." for label in getattr(session.routine, "parts", ())] or [""]
         self._eps = [session.hyper.get(f"{label}eps") for label in before]
         self._batch = [session.hyper.get(f"{label}batch_size") for label in before]
-        share, found = self.share, super().take(session, into=into)
-        if not session.playing:
-            self._next, self.share = 0.0, share  # what was measured at rest took nobody's time
-        return cast(Row, found)
+        return cast(Row, super().take(session, into=into))
 
     def _row(self, routine: Any, state: Any) -> Row:
         parts = list(zip(parts_of(routine), parts_of(state), strict=True))
-        return Row(*np.array([self._one(i, routine, own, at) for i, (own, at) in enumerate(parts)]).T)
+        return Row(*np.array([self._one(i, own, at) for i, (own, at) in enumerate(parts)]).T)
 
-    def _one(self, i: int, whole: Any, routine: Any, state: Any) -> list[float]:
+    def _one(self, i: int, routine: Any, state: Any) -> list[float]:
         scene = landscapes.of_training(routine, state)
         loss, gradient = scene.gradient(scene.start[None])
         if not bool(torch.isfinite(gradient).all()):
             return [float("nan")] * len(Row._fields)
-        operator, warm = landscapes.hessian(scene), self._warm.setdefault(whole, {})
+        operator, warm = watched(landscapes.hessian(scene), self.watch), self._warm
         share = overlap = float("nan")
         rest = [float("nan")] * 4
-        if self.thorough:
-            rest = thorough(scene, operator, self._batch[i])
+        if self._thorough:
+            rest = thorough(scene, operator, self._batch[i], self.watch)
             before = warm.get(f"top {i}")
-            found = landscapes.top_eigenpairs(operator, min(TOP, scene.dim), start=before, tolerance=TOLERANCE)
-            share = float(landscapes.share(gradient[0], found.vectors))
-            overlap = float(landscapes.overlap(before, found.vectors)) if before is not None else overlap
-            warm[f"top {i}"] = found.vectors
+            found = top(operator, min(TOP, scene.dim), before)
+            if known_to(found).all():
+                share = float(landscapes.share(gradient[0], found.vectors))
+                overlap = float(landscapes.overlap(before, found.vectors)) if before is not None else overlap
+                warm[f"top {i}"] = found.vectors
         else:
-            found = landscapes.top_eigenpairs(operator, 1, start=warm.get(f"one {i}"), tolerance=TOLERANCE)
+            found = top(operator, 1, warm.get(f"one {i}"))
         warm[f"one {i}"] = found.vectors[:1]
         turned = self._turned(i, operator, state, warm)
-        return [float(loss), float(found.values[0]), turned, share, overlap, *rest]
+        return [float(loss), first(found), turned, share, overlap, *rest]
 
     def _turned(self, i: int, operator: Any, state: Any, warm: dict[str, Tensor]) -> float:
         """Sharpness after an adaptive method's scaling; NaN for the others, and before their first step."""
         diagonal = scaling(state, self._eps[i])
         if diagonal is None:
             return float("nan")
-        scaled = landscapes.preconditioned(operator, diagonal)
-        found = landscapes.top_eigenpairs(scaled, 1, start=warm.get(f"turned {i}"), tolerance=TOLERANCE)
+        found = top(landscapes.preconditioned(operator, diagonal), 1, warm.get(f"turned {i}"))
         warm[f"turned {i}"] = found.vectors
-        return float(found.values[0])
+        return first(found)
 
 
-def thorough(scene: Any, operator: Any, batch: Any) -> list[float]:
+def top(operator: Any, k: int, start: Tensor | None) -> Any:
+    """The k top eigenpairs, to 1 % or as far as the products allowed go."""
+    return landscapes.top_eigenpairs(operator, k, start=start, tolerance=TOLERANCE, most=MOST_PRODUCTS)
+
+
+def known_to(found: Any) -> Tensor:
+    """Which of the eigenvalues are known to 1 %: of a loss near 0 rounding hides them, and no search would end."""
+    return torch.as_tensor(found.residuals <= TOLERANCE * found.values.abs().clamp_min(1e-3 * found.values.abs().max()))
+
+
+def first(found: Any) -> float:
+    """The largest eigenvalue; NaN where it is not known to 1 %."""
+    return float(found.values[0]) if bool(known_to(found)[0]) else float("nan")
+
+
+def watched(operator: landscapes.Operator, watch: Callable[[float], None]) -> landscapes.Operator:
+    """The same operator, which calls `watch` before every product."""
+
+    def product(vectors: Tensor) -> Tensor:
+        watch(0.0)
+        return operator(vectors)
+
+    return landscapes.Operator(product, operator.like, operator.title)
+
+
+def thorough(scene: Any, operator: Any, batch: Any, watch: Callable[[float], None]) -> list[float]:
     """Trace, batch sharpness, noise scale and coherence where a training stands; NaN where a loss has no samples."""
     trace = float(landscapes.hutch_plus_plus(operator, PRODUCTS).value)
     if scene.samples < 3:
@@ -156,7 +187,7 @@ def thorough(scene: Any, operator: Any, batch: Any) -> list[float]:
     size = min(int(batch or scene.samples), scene.samples)
     sharp = landscapes.batch_sharpness(scene, batch_size=size, batches=BATCHES if size < scene.samples else 1)
     some = None if scene.dim * scene.samples <= MOST_NUMBERS else max(3, min(scene.samples, MOST_NUMBERS // scene.dim))
-    found = landscapes.gradient_statistics(scene, scene.start[None], samples=some)
+    found = landscapes.gradient_statistics(scene, scene.start[None], samples=some, watch=watch)
     return [trace, float(sharp.value), float(found.noise_scale[0]), float(found.coherence[0])]
 
 

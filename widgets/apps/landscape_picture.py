@@ -41,10 +41,16 @@ def stands(state: Any) -> list[Tensor]:
     return [part.x[0].detach() for part in parts_of(state)]
 
 
-def some(kept: list[Any], most: int) -> list[Any]:
-    """Evenly many of what is kept, the first and the last among them."""
-    chosen = sorted({round(i * (len(kept) - 1) / max(1, most - 1)) for i in range(most)}) if kept else []
-    return [kept[i] for i in chosen if i < len(kept)]
+def some(kept: list[tuple[int, Any]], most: int) -> list[tuple[int, Any]]:
+    """Of what is kept, by rising step, at most so many at about evenly spaced steps, the first and the last among them.
+
+    By step and not by number: the latest steps are kept more closely, and a way would seem to turn more there.
+    """
+    if not kept:
+        return []
+    steps = np.array([step for step, _ in kept])
+    wanted = np.linspace(steps[0], steps[-1], most)
+    return [kept[i] for i in np.unique(np.abs(steps[:, None] - wanted).argmin(0))]
 
 
 class Track:
@@ -69,7 +75,8 @@ class Track:
         room = BYTES // max(1, runs * first[0].numel() * first[0].element_size())
         most = max(LEAST_POINTS, min(most, room))
         kept = [(step, one) for step, one in session.kept() if step < index]
-        rows = [(step, stands(one)) for step, one in some(kept, most - 1)] + [(index, first)]
+        chosen = some([*kept, (index, state)], most)
+        rows = [(step, stands(one)) for step, one in chosen]
         points = torch.stack([torch.stack([row[run] for _, row in rows]) for run in range(len(first))])
         return cls(np.array([step for step, _ in rows]), points, [w for s in others for w in way(s, most)], state)
 
@@ -92,8 +99,8 @@ class Track:
 def way(session: wb.Session, most: int) -> list[Tensor]:
     """The paths of another session, (points, parameters) each, from its start to where it stands."""
     index, state = session.now
-    kept = some([one for step, one in session.kept() if step < index], most - 1)
-    return [torch.stack(list(path)) for path in zip(*map(stands, [*kept, state]), strict=True)]
+    kept = some([*((step, one) for step, one in session.kept() if step < index), (index, state)], most)
+    return [torch.stack(list(path)) for path in zip(*(stands(one) for _, one in kept), strict=True)]
 
 
 class PlanePicture:

@@ -251,7 +251,7 @@ class LandscapeShell(DrawingShell):
         title, log = MEANING[name][0], name == "loss"
         title = title[0].upper() + title[1:]
         self.also.object = self._curves(series, title, cursor=cursor, log=log, bounds=bounds)
-        spent = desk.curvature
+        spent = desk.curvature if desk.curvature.cost else desk.resting
         share = 100 * min(1.0, spent.share)
         words = f"measured in {1000 * spent.cost:.0f} ms at each marked step, {share:.0f} % of the time"
         self.cost.object = f"<small>{words}; at most 20 % while it plays</small>"

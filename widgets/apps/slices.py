@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import workbench as wb
 from widgets.apps.background import Background, Watch
-from widgets.apps.desk import Desk
+from widgets.apps.desk import Desk, Line
 from widgets.apps.landscape_measures import Curvature, parts_of
 from widgets.apps.landscape_picture import PlanePicture, Track
 from widgets.player import Frame, Scene
@@ -21,6 +21,7 @@ from workbench.routine import unknown
 PLANES = {
     "paths": "Best plane of the paths (PCA)",
     "ends": "Through the start and the ends of two paths",
+    "stands": "Through where three trainings stand",
     "sharpest": "Two sharpest directions of A",
     "filter": "Random, normalised by filter, around A",
     "layer": "Random, normalised by layer, around A",
@@ -31,7 +32,7 @@ FINEST = (13, 25, 51, 97)
 """Points a side of the finest picture."""
 PLAYING_POINTS = 25
 """While a run plays, a picture is at most as fine as this."""
-SLICE, PAST = "the slice", "the curvature so far"
+SLICE, PAST, HERE = "the slice", "the curvature so far", "the curvature"
 MARKS = 25
 """Steps at which the curvature of the past is measured."""
 GROWN, FIRST_STEPS = 1.5, 8
@@ -62,7 +63,9 @@ class SlicingDesk(Desk):
         self.curvature = Curvature()
         self.survey: Survey | None = None
         self._seen: Any = None
-        self.background = Background(self.tell, lambda: bool(self.lines) and self.session.playing)
+        playing = lambda: bool(self.lines) and self.session.playing  # noqa: E731
+        self.background, self.measuring = Background(self.tell, playing), Background(self.tell, playing)
+        """Work beside the run: what is asked for; and curvature while it rests, which no picture waits for."""
         super().__init__(**given)
 
     def check_view(self, settings: dict[str, Any]) -> None:
@@ -75,8 +78,10 @@ class SlicingDesk(Desk):
 
     def begin_slices(self, labels: Sequence[str], titles: Sequence[str], session: wb.Session) -> None:
         """Another session: nothing is known of its surroundings."""
-        self.background.cancel()
-        self.curvature.begin(session)
+        for one in self._beside:
+            one.cancel()
+        self.curvature.begin()
+        self.resting = self.curvature.at_rest()
         self.survey, self._seen = None, None
         self.plane_picture = PlanePicture(labels, titles, session.state)
 
@@ -97,34 +102,47 @@ class SlicingDesk(Desk):
         settings = dict(self.settings)
         if session.playing:
             settings["points"] = min(settings["points"], PLAYING_POINTS)
-        track = Track.of(session, self.others())
-        self.background.ask(SLICE, lambda watch: self._look(session, track, settings, watch), self._looked)
+        track, names = Track.of(session, self.others()), self.path_names()
+        self.background.ask(SLICE, lambda watch: self._look(session, track, names, settings, watch), self._looked)
 
     def others(self) -> list[wb.Session]:
         """Sessions of other lines of time."""
-        others = [line.session for i, line in enumerate(self.lines) if i != self.live]
-        return others[-MOST_OTHERS:]
+        return [line.session for line in self._other_lines()]
+
+    def path_names(self) -> list[str]:
+        """What the paths on the plane are called: those of the live session, then those of other lines of time."""
+        labels = self.plane_picture.labels
+        others = [(line.label, label) for line in self._other_lines() for label in labels]
+        return [
+            *(label or f"line {self.line.label}" for label in labels),
+            *(f"{label} of line {line}" if label else f"line {line}" for line, label in others),
+        ]
+
+    def _other_lines(self) -> list[Line]:
+        return [line for i, line in enumerate(self.lines) if i != self.live][-MOST_OTHERS:]
 
     def look_back(self) -> None:
         """Measure the curvature of the past at evenly spaced steps, where a paused run has few measurements."""
         session = self.session
         wanted = np.unique(np.linspace(0, session.index, MARKS).astype(int))
         if not session.playing and len(self.curvature.arrays(session)[0]) < len(wanted) // 2:
-            self.background.ask(PAST, lambda watch: self._look_back(session, wanted, watch), self._looked_back)
+            self.measuring.ask(PAST, lambda watch: self._look_back(session, wanted, watch), self._measured)
 
     # ---- in the background
 
-    def _look_back(self, session: wb.Session, steps: NDArray[np.int_], watch: Watch) -> Iterator[None]:
-        curvature = self.curvature.elsewhere()
+    def _look_back(self, session: wb.Session, steps: NDArray[np.int_], watch: Watch) -> Iterator[Any]:
         with session.branch() as twin:
             for i, step in enumerate(steps):
                 if session.playing:
                     return
-                watch(i / len(steps))
-                curvature.take(twin.seek(int(step)), into=session)
-                yield
+                self.resting.watch = landscapes.within(watch, i / len(steps), i / len(steps))
+                yield self.resting.take(twin.seek(int(step)), into=session)
 
-    def _looked_back(self, _: None) -> None:
+    def _measure(self, session: wb.Session, watch: Watch) -> Iterator[Any]:
+        self.resting.watch = watch
+        yield self.resting.take(session)
+
+    def _measured(self, _: Any) -> None:
         self.tell("curves")
 
     def surroundings(self, i: int, session: wb.Session | None = None, state: Any = None, part: str = "") -> Any:
@@ -134,9 +152,11 @@ class SlicingDesk(Desk):
         routine, own = parts_of(session.routine)[i], parts_of(state)[i]
         return landscapes.of_training(routine, own, part=part or self.settings["part"])
 
-    def _look(self, session: wb.Session, track: Track, settings: dict[str, Any], watch: Watch) -> Iterator[Survey]:
+    def _look(
+        self, session: wb.Session, track: Track, names: list[str], settings: dict[str, Any], watch: Watch
+    ) -> Iterator[Survey]:
         scene = self.surroundings(0, session, track.state, settings["part"])
-        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None)
+        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None, names)
         spans = landscapes.fit_span(plane, track.all, margin=0.25)
         grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
         grid = None
@@ -149,6 +169,13 @@ class SlicingDesk(Desk):
         self.plane_picture.lay(survey)
         self.tell("scene")
         self.tell("curves")
+
+    def measure_curvature(self, session: wb.Session) -> None:
+        """Of a run that plays as often as the budget allows; of one that rests thoroughly, beside everything else."""
+        if not session.playing:
+            self.measuring.ask(HERE, lambda watch: self._measure(session, watch), self._measured)
+        elif self.curvature.due():
+            self.curvature.take(session)
 
     def slice_if_due(self, session: wb.Session) -> None:
         """Look anew if the picture has fallen behind."""
@@ -179,34 +206,42 @@ class SlicingDesk(Desk):
 
     @property
     def busy(self) -> bool:
-        return super().busy or self.background.progress is not None
+        return super().busy or any(one.progress for one in self._beside)
+
+    @property
+    def _beside(self) -> tuple[Background, Background]:
+        return self.background, self.measuring
 
     def status(self) -> str:
-        working = self.background.progress
-        return super().status() + (f" · {working[0]} {working[1]:.0%}" if working else "")
+        working = [one.progress for one in self._beside if one.progress]
+        return " · ".join([super().status(), *(f"{what} {share:.0%}" if share else what for what, share in working)])
 
     def cancel(self) -> None:
-        self.background.cancel()
+        for one in self._beside:
+            one.cancel()
         super().cancel()
 
     def wait(self, seconds: float = 30.0) -> None:
         super().wait(seconds)
-        if not self.background.wait(seconds):
+        if not all(one.wait(seconds) for one in self._beside):
             raise TimeoutError(f"expected the background to be done within {seconds} s")
 
     def close(self) -> None:
-        self.background.close()
+        for one in self._beside:
+            one.close()
         super().close()
 
 
-def lay(kind: str, scene: Any, track: Track, before: Any) -> Any:
-    """A plane of a kind for paths so far; while there are none, a random one around the start."""
+def lay(kind: str, scene: Any, track: Track, before: Any, names: Sequence[str] = ("A", "B", "C")) -> Any:
+    """A plane of a kind for paths so far, of these names; while there are none, a random one around the start."""
     a, ends = scene.start, track.ends
     if kind == "paths" and track.moved:
         plane = landscapes.pca_plane(track.all)
         return plane if before is None else plane.turned_like(before)
     if kind == "ends" and len(ends) > 1 and track.moved:
-        return landscapes.plane_through(track.points[0, 0], ends[0], ends[1])
+        return landscapes.plane_through(track.points[0, 0], ends[0], ends[1], labels=("the start", *names[:2]))
+    if kind == "stands" and len(ends) > 2 and track.moved:
+        return landscapes.plane_through(ends[0], ends[1], ends[2], labels=names[:3])
     if kind == "sharpest":
         found = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
         return landscapes.eigen_plane(a, found.vectors, found.values)

@@ -341,10 +341,11 @@ class TrainingDesk(SlicingDesk):
         return f"measured in {1000 * spent.cost:.1f} ms at each marked step, {share:.0f} % of the time"
 
     def tick(self, session: wb.Session) -> None:
+        self.measures.most = self.curvature.most = SHARE / 2 if self.curved else SHARE  # together at most SHARE
         if not session.playing or self.measures.due():
             self.measures.take(session)
-        if self.curved and (not session.playing or self.curvature.due()):
-            self.curvature.take(session)
+        if self.curved:
+            self.measure_curvature(session)
         if self.sliced:
             self.slice_if_due(session)
 

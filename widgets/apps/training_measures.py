@@ -68,10 +68,11 @@ class Measures:
     Attributes:
         cost: seconds one measurement takes.
         share: part of the time that measuring took lately, 0 to 1.
+        most: most of it that measuring may take from now on.
     """
 
     def __init__(self, measure: Callable[[Any, Any], Any] = measure, share: float = SHARE) -> None:
-        self._measure, self._most = measure, share
+        self._measure, self.most = measure, share
         self._rows: WeakKeyDictionary[wb.Session, dict[int, Any]] = WeakKeyDictionary()
         self._pasts: WeakKeyDictionary[wb.Session, int] = WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -95,7 +96,7 @@ class Measures:
         spent = ended - began
         self.cost = spent if not self.cost else 0.7 * self.cost + 0.3 * spent
         self.share = 0.7 * self.share + 0.3 * spent / max(spent, ended - self._ended)
-        self._next, self._ended = ended + spent * (1 / self._most - 1), ended
+        self._next, self._ended = ended + spent * (1 / self.most - 1), ended
         with self._lock:
             rows = self._rows.setdefault(owner, {})
             rows[step] = row
@@ -111,7 +112,7 @@ class Measures:
 
     def beside(self, parent: wb.Session, twin: wb.Session) -> "Measures":
         """Measures apart for a branch, with the rows of the past it shares: its cost slows no live measuring."""
-        apart = Measures(self._measure, self._most)
+        apart = Measures(self._measure, self.most)
         apart.cost, past = self.cost, self._kept(parent)
         with self._lock:
             apart._rows[twin] = {k: row for k, row in past.items() if k <= twin.index}

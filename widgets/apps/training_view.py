@@ -328,9 +328,9 @@ class TrainingShell(DrawingShell):
         top = [{**share, **known(steps, rows["share"][:, 0])}] if rows else []
         title = "Share of the gradient in the 10 top eigenvectors"
         self.top.object = named(curves(top, title=title, theme=self.theme, cursor=session.index, bounds=(0.0, 1.0)))
-        took = desk.curvature
+        took = desk.curvature if desk.curvature.cost else desk.resting
         words = f"measured in {1000 * took.cost:.0f} ms, {100 * min(1.0, took.share):.0f} % of the time"
-        self.spent.object = f"Curvature {words}; while this tab is open, at most 20 %."
+        self.spent.object = f"Curvature {words}; with the curves' measurements at most 20 % while it plays."
 
     def _draw_slice(self) -> None:
         """The ways on the plane; beside it, the true loss and the loss of the plane below it."""
