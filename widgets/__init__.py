@@ -16,6 +16,7 @@ _HOME = {
     "Sampler": "widgets.jupyter",
     "Player": "widgets.jupyter",
     "controls": "widgets.jupyter",
+    "watch_view": "widgets.jupyter",
     "serve": "widgets.server",
 }
 

@@ -26,7 +26,10 @@ widgets.controls(session)""",
 FLOWS = [
     "flow = widgets.Flow('two-moons', height=520, width=16, depth=1, batch=32); flow",
     "sampler = widgets.Sampler(wb.exact_field('two-modes'), height=520); sampler",
-    "print('STOOD', flow.session.index, sampler.session.index, type(flow.field()).__name__)",
+    """from torch import nn
+net = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(144, 10))
+landscape = widgets.Landscape(net, "squared", "digits", height=520); landscape""",
+    "print('STOOD', flow.session.index, sampler.session.index, landscape.session.index, type(flow.field()).__name__)",
 ]
 BUSY = """began, first, n = time.perf_counter(), app.session.index, 0
 while time.perf_counter() - began < 3:
@@ -159,17 +162,16 @@ def test_widgets_and_an_app_live_beside_running_cells_and_nothing_leaves_loopbac
     print(f"\nwhile a cell ran for 3 s: {steps} steps, {inside.evaluate(f'{PLAYER}.drawn') - drawn} frames")
     play.click()
 
-    # Flow and Sampler do the same.
-    for i, title in ((5, "Flow"), (6, "Sampler")):
+    # Flow, Sampler and the landscape of one's own network do the same.
+    for i, title in ((5, "Flow"), (6, "Sampler"), (7, "Landscape")):
         run(page, i, i)
         play = page.frame_locator(f"iframe[title={title}]").get_by_role("button", name="Play or pause")
         play.wait_for(timeout=MINUTES)
         play.click()
     page.wait_for_timeout(1500)
-    run(page, 7, 7)
-    trained, stepped, field = re.search(r"STOOD (\d+) (\d+) (\w+)", outputs(page, 7)).groups()
-    assert int(trained) > 0
-    assert int(stepped) > 0
+    run(page, 8, 8)
+    *steps, field = re.search(r"STOOD (\d+) (\d+) (\d+) (\w+)", outputs(page, 8)).groups()
+    assert all(int(step) > 0 for step in steps), steps
     assert field == "NetField"
 
     page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")

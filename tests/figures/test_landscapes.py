@@ -6,7 +6,7 @@ import torch
 
 import workbench as wb
 from workbench import landscapes
-from workbench.figures.landscapes import contours, plane_against_true, profile, surface
+from workbench.figures.landscapes import contours, plane_against_true, profile, spectrum, surface
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +55,13 @@ def test_what_is_not_finite_is_left_blank_and_said(made):
     holed = grid.copy(deep=True)
     holed.loss[0, 0] = np.nan
     assert "4.0% of the points" in contours(holed).layout.title.subtitle.text.replace("<br>", " ")
+
+
+def test_a_spectrum_has_a_band_of_its_error_over_the_probes(made):
+    scene, _, _ = made
+    found = landscapes.spectral_density(landscapes.hessian(scene), probes=3, steps=12)
+    band, curve = spectrum(found).data
+    assert spectrum(found).layout.yaxis.type == "log"
+    np.testing.assert_allclose(curve.y, np.maximum(found.density, 1e-7))
+    np.testing.assert_allclose(band.y[:400], np.maximum(found.density + found.density_error, 1e-7))
+    assert "3 random vectors of 12 steps" in spectrum(found).layout.title.subtitle.text.replace("<br>", " ")

@@ -22,6 +22,7 @@ from widgets.apps.slices import FINEST, PARTS, PLANES
 from widgets.apps.tables import TABLE, heads, row, upright
 from widgets.sliders import HyperControl
 from workbench import landscapes
+from workbench.figures.landscapes import FLOOR
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
 
@@ -52,7 +53,7 @@ stays. Measuring takes at most a fifth of the time; what it takes stands below t
 whose rows below say what they are, those that take long come rarely while a run plays.
 
 **Spectrum.** The density of all eigenvalues, by stochastic Lanczos quadrature from a few random vectors, each value
-broadened; the band is one standard error over those vectors.
+broadened; dotted: one standard error over those vectors to each side.
 
 **Ways.** The loss along ways from A to B where they stand: straight; straight after B's hidden units are put in the
 order that matches A's (the same function), by their weights or by what they answer; a curve and a bend trained to low
@@ -302,8 +303,13 @@ class LandscapeShell(DrawingShell):
             found = self.desk.spectra.get(label)
             if found is not None:
                 name = f"{label} at step {found.attrs['step']:,}"
-                x, y = found.eigenvalue.values, np.maximum(found.density.values, 1e-7)
-                series.append({"name": name, "steps": x, "values": y, "colour": colours[i]})
+                x, y, error = (found[part].values for part in ("eigenvalue", "density", "density_error"))
+                series.append({"name": name, "steps": x, "values": np.maximum(y, FLOOR), "colour": colours[i]})
+                for side in (y - error, y + error):
+                    thin = {"dash": "dot", "width": 0.8, "opacity": 0.6, "legend": False, "colour": colours[i]}
+                    series.append(
+                        {"name": f"{label} ± standard error", "steps": x, "values": np.maximum(side, FLOOR), **thin}
+                    )
         title = "Density of the Hessian's eigenvalues"
         self.density.object = self._curves(series, title, log=True, x_title="eigenvalue")
 

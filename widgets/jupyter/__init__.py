@@ -15,6 +15,7 @@ _HOME = {
     "controls": "dials",
     "Controls": "dials",
     "Player": "player",
+    "watch_view": "watched",
 }
 __all__ = list(_HOME)
 

@@ -1,4 +1,4 @@
-"""Figures of landscapes: slices from above, in 3-D and in profile; a path and what its plane leaves out."""
+"""Figures of landscapes: slices from above, in 3-D and in profile; a path and what its plane leaves out; spectra."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from workbench.figures.palette import THEMES
 from workbench.figures.theme import blank, colour_map, faded, look, number
+
+FLOOR = 1e-7
+"""Densities below this are drawn there: a logarithm needs some floor."""
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -73,6 +76,21 @@ def plane_against_true(path: xr.Dataset, *, theme: str = "light") -> "Figure":
     figure.update_xaxes(title_text="step")
     positive = float(np.nanmin([path.loss.min(), path.plane_loss.min()])) > 0
     figure.update_yaxes(title_text="loss", type="log" if positive else "linear")
+    return figure
+
+
+def spectrum(record: xr.Dataset, *, theme: str = "light") -> "Figure":
+    """The density of an operator's eigenvalues (of `spectral_density`), logarithmic, its standard error as a band."""
+    attrs = record.attrs
+    notes = [f"{attrs['probes']} random vectors of {attrs['steps']} steps, broadened by {number(attrs['width'])}"]
+    figure = blank(theme, f"Eigenvalues of the {attrs['operator']}", notes, uirevision="spectrum")
+    x, y, error = record.eigenvalue.values, record.density.values, np.nan_to_num(record.density_error.values)
+    low, high = (np.maximum(y + sign * error, FLOOR) for sign in (-1, 1))
+    band = {"x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "hoverinfo": "skip", "name": "± standard error"}
+    figure.add_scatter(**band, fill="toself", fillcolor=faded(look(theme)["ink"], 0.15), line={"width": 0})
+    figure.add_scatter(x=x, y=np.maximum(y, FLOOR), mode="lines", name="density")
+    figure.update_xaxes(title_text="eigenvalue")
+    figure.update_yaxes(title_text="share of the eigenvalues per unit", type="log")
     return figure
 
 

@@ -164,7 +164,8 @@ def landscape(
         model: a catalogue name ("mlp"), a `Model`, your own `nn.Module` (where it stands is the start), a `Training`
             routine (then `loss` and `data` are its own), or a function f(x) -> one number of a vector (then give
             `start`, and `shapes` of the blocks it is made of if there are any).
-        loss: as `wb.training` takes it: "cross_entropy", "mse", or loss(outputs, targets) -> the mean over the batch.
+        loss: as `wb.training` takes it: "cross_entropy", "squared", "mse", or loss(outputs, targets) -> the mean over
+            the batch.
         data: as `wb.training` takes it: a catalogue name or arrays (x, y).
         part: which samples L is the mean over: "train", "heldout" or "all".
         start: a point of it, (parameters,).
