@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.widgets.desks import done, until
+from widgets.apps import files
 from widgets.apps.landscape import LABELS, LandscapeDesk
 from widgets.apps.landscape_measures import edge
 from workbench import landscapes
@@ -279,3 +280,60 @@ def test_commands_are_carried_out_while_the_curvature_of_a_large_network_is_meas
     desk.cancel()
     assert desk.measuring.wait(5)
     assert len(desk.curvature.arrays(desk.session)[0]) == 0
+
+
+def test_checkpoints_stand_on_the_picture_and_span_a_plane(make):
+    desk = make(columns="[{},{}]")
+    done(desk, lambda: desk.step(10))
+    weights = dict(zip(desk.surroundings(0).names, blocks_of(desk), strict=True))
+    heard = []
+    desk.on("upload", lambda text, kind: heard.append((kind, text)))
+    far = {name: part + 0.1 for name, part in weights.items()}
+    done(desk, lambda: desk.add_checkpoint("C:\\fakepath\\far.safetensors", files.weights(far)))
+    assert heard == [("success", "far is on the picture.")]
+    done(desk, lambda: desk.set_view(plane="checkpoints"))
+    assert desk.survey.plane.title == "Plane through far, A and B"
+    point = torch.cat([part.flatten() for part in far.values()])
+    (ring,) = [layer for layer in desk.frame().layers if getattr(layer, "marker", "") == "ring"]
+    at = desk.survey.plane.coords(point[None])[0]
+    assert (ring.x[0], ring.y[0]) == pytest.approx(tuple(at.tolist()), abs=1e-4)
+    assert float(desk.survey.plane.residual(point[None])) == pytest.approx(0, abs=1e-3)
+    assert desk.survey.grid.a[0] < ring.x[0] < desk.survey.grid.a[-1]
+    done(desk, lambda: desk.do(desk.show_averages))
+    assert desk.averages[-1].name == "checkpoint far"
+    assert desk.averages[-1].loss == pytest.approx(float(desk.surroundings(0)(point[None])[0]), rel=1e-5)
+    done(desk, desk.drop_checkpoints)
+    assert not [layer for layer in desk.frame().layers if getattr(layer, "marker", "") == "ring"]
+    assert desk.said[-1].startswith("expected three checkpoints, or trainings that stand for them, got 2")
+
+
+@pytest.mark.parametrize("kind", ["foreign", "other sizes", "not finite"])
+def test_a_file_that_is_no_checkpoint_of_this_network_changes_nothing(make, kind):
+    desk = make()
+    done(desk, lambda: desk.step(2))
+    weights = dict(zip(desk.surroundings(0).names, blocks_of(desk), strict=True))
+    first = next(iter(weights))
+    bad = {
+        "foreign": b"PK\x03\x04 a pickle",
+        "other sizes": files.weights({**weights, first: weights[first][:-1]}),
+        "not finite": files.weights({**weights, first: weights[first] * torch.nan}),
+    }[kind]
+    heard = []
+    desk.on("upload", lambda text, kind: heard.append((kind, text)))
+    done(desk, lambda: desk.add_checkpoint("x.safetensors", bad))
+    assert heard[0][0] == "error"
+    words = {
+        "foreign": "damaged or foreign",
+        "other sizes": "same architecture",
+        "not finite": "expected finite weights",
+    }
+    assert words[kind] in heard[0][1]
+    assert desk.checkpoints == []
+    assert desk.session.index == 2
+
+
+def blocks_of(desk):
+    scene = desk.surroundings(0)
+    return [
+        block.reshape(shape) for block, shape in zip(scene.space.blocks(scene.start), scene.space.shapes, strict=True)
+    ]

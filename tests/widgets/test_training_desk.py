@@ -16,6 +16,7 @@ from torch import nn
 
 import workbench as wb
 from tests.widgets.desks import done, until
+from widgets.apps import files
 from widgets.apps.training import BACK, TrainingDesk
 from widgets.apps.training_measures import Measures, measure
 from widgets.apps.training_picture import Picture
@@ -535,3 +536,12 @@ def test_what_is_not_worked_out_is_not_paid_for(desk):
     assert desk.survey is None
     assert desk.background.progress is None
     assert len(desk.curvature.arrays(desk.session)[0]) == 0
+
+
+def test_the_weights_taken_away_are_those_of_the_step_shown(desk):
+    done(desk, lambda: desk.step(7))
+    given = []
+    done(desk, lambda: desk.take("weights", given.append))
+    found = files.read_weights(given[0])
+    scene = wb.landscapes.of_training(desk.session.routine)
+    assert same_bits(scene.point(found), desk.session.state.x[0])

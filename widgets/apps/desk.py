@@ -36,6 +36,7 @@ GIVES: dict[str, tuple[str, Callable[[Any], bytes]]] = {
     "script": ("the script", lambda desk: desk.script().encode()),
     "record": ("the record", lambda desk: files.netcdf(desk.record())),
     "page": ("the page that plays", lambda desk: desk.html().encode()),
+    "weights": ("the weights", lambda desk: files.weights(desk.weights())),
 }
 """What can be taken away of a run: in words, and how a desk makes it."""
 SAVED = "the saved run"
@@ -65,6 +66,8 @@ class Desk:
     name = ""
     title = ""
     frame_seconds = FRAME_SECONDS
+    trains = False
+    """Whether its live run learns weights that can be taken away."""
 
     def __init__(self, *, runs: str | Path = "runs", query: Mapping[str, str] | None = None) -> None:
         self.runs = Path(runs)
@@ -298,6 +301,10 @@ class Desk:
     def record(self) -> Any:
         """The live run as a record, in at most about 2,000 frames."""
         return self.session.record(every=max(1, self.session.index // 2000), watch=self.going)
+
+    def weights(self) -> dict[str, Any]:
+        """What the live run has learned, tensors by name; of desks that train."""
+        raise NotImplementedError
 
     def html(self) -> str:
         """The live run as one page that plays by itself, in at most 300 frames."""

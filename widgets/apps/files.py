@@ -3,8 +3,11 @@
 import base64
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import workbench as wb
 from workbench.record import delete, listing
@@ -18,6 +21,34 @@ def netcdf(record: Any) -> bytes:
         path = Path(folder) / "record.nc"
         record.to_netcdf(path, engine="h5netcdf")
         return path.read_bytes()
+
+
+def weights(parts: Mapping[str, Tensor]) -> bytes:
+    """Tensors by name as a safetensors file."""
+    from safetensors.torch import save as written
+
+    return written({name: part.detach().cpu().contiguous() for name, part in parts.items()})
+
+
+def read_weights(content: bytes) -> dict[str, Tensor]:
+    """Tensors by name of a safetensors file.
+
+    Raises:
+        ValueError: when it is none, or holds what is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as read
+
+    try:
+        parts = read(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"expected weights in a .safetensors file, got one that is damaged or foreign ({error})"
+        ) from None
+    bad = next((name for name, part in parts.items() if not bool(part.isfinite().all())), None)
+    if bad is not None:
+        raise ValueError(f"expected finite weights, got {bad!r} with some that are not")
+    return {name: part.clone() for name, part in parts.items()}  # aligned as other tensors are
 
 
 def data_uri(content: bytes) -> str:

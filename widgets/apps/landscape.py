@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import workbench as wb
+from widgets.apps import files
 from widgets.apps.background import Watch
-from widgets.apps.landscape_picture import Track
+from widgets.apps.landscape_picture import MADE, Track
 from widgets.apps.landscape_ways import MEMORY, Average, between, marks, points_made, shapes, worth
 from widgets.apps.settings import SEEDS, check_column, check_whole
 from widgets.apps.slices import VIEW, SlicingDesk
@@ -26,6 +27,8 @@ LABELS = "ABC"
 RATES = (0.3, 0.5, 0.8)
 COLUMN = {"optimizer": "sgd"}
 FAMILIES = {"optimizer": ("optimizers", "an optimizer")}
+CHECKPOINTS, CHARACTERS = 3, 40
+"""Checkpoints that are kept, the oldest goes first; characters of their names."""
 SPECTRUM, BETWEEN, AVERAGES, SHAPES = "the spectrum", "the paths between", "averages", "the shape of the ways"
 PROBES, LANCZOS = 6, 48
 
@@ -138,6 +141,7 @@ class LandscapeDesk(SlicingDesk):
         session = wb.Session(routine, seed=self.settings["seed"], hyper=first)
         self.spectra, self.between, self.averages, self.shapes = {}, {}, [], {}
         self.begin_slices(list(parts), self.titles(), session)
+        self._mark()
         return session
 
     # ---- commands
@@ -187,6 +191,36 @@ class LandscapeDesk(SlicingDesk):
         if self.averages:
             self.show_averages()
 
+    def add_checkpoint(self, name: str, content: bytes) -> None:
+        """Show the weights of a safetensors file, of the same network, on the plane; what comes of it is told."""
+        self.do(lambda: self._add_checkpoint(Path(name.replace("\\", "/")).stem[:CHARACTERS], content))
+
+    def _add_checkpoint(self, name: str, content: bytes) -> None:
+        try:
+            point = self.surroundings(0).point(files.read_weights(content))
+        except ValueError as error:
+            self.tell("upload", f"{name}: {error}", "error")
+            return
+        self.checkpoints = [*(one for one in self.checkpoints if one[0] != name), (name, point)][-CHECKPOINTS:]
+        self.tell("upload", f"{name} is on the picture.", "success")
+        self._mark()
+        self.look()
+
+    def drop_checkpoints(self) -> None:
+        """Forget all checkpoints."""
+        self.do(self._drop_checkpoints)
+
+    def _drop_checkpoints(self) -> None:
+        self.checkpoints = []
+        self.averages = [one for one in self.averages if one.marker != MADE[4][0]]
+        self._mark()
+        self.look()
+
+    def _mark(self) -> None:
+        """Place averages and checkpoints on the picture."""
+        made = [one for one in marks(self.averages) if one[0] != MADE[4][0]]
+        self.plane_picture.marks = [*made, *((MADE[4][0], 7, point) for _, point in self.checkpoints)]
+
     def show_shapes(self) -> None:
         """Measure the geometry of the ways so far, and look for phases in them."""
         session = self.session
@@ -225,13 +259,13 @@ class LandscapeDesk(SlicingDesk):
     ) -> Iterator[tuple[int, list[Average]]]:
         scene, heldout = (self.surroundings(0, session, track.state, part) for part in ("", "heldout"))
         data = next(iter(cast("Any", session.routine).parts.values())).data
-        made = points_made(scene, track, list(self.parts), memory, watch)
+        made = points_made(scene, track, list(self.parts), memory, self.checkpoints, watch)
         for found in worth(scene, heldout, data, made, watch):
             yield int(track.steps[-1]), found
 
     def _take_averages(self, found: tuple[int, list[Average]]) -> None:
         self.averaged_at, self.averages = found
-        self.plane_picture.marks = marks(self.averages)
+        self._mark()
         self.tell("scene")
         self.tell("curves")
 

@@ -26,6 +26,7 @@ MADE = (
     ("star", "moving average"),
     ("plus", "mean of all"),
     ("cross", "Fisher-weighted mean"),
+    ("ring", "checkpoint"),
 )
 """Markers of points made of others, and what they stand for."""
 CONTOURS = 12

@@ -47,8 +47,10 @@ WORTH = {
 }
 
 
-def points_made(scene: Any, track: Track, labels: Sequence[str], memory: float, watch: Watch) -> list[Average]:
-    """Where every training stands, averages along its way, and averages of all that stand."""
+def points_made(
+    scene: Any, track: Track, labels: Sequence[str], memory: float, further: Sequence[tuple[str, Tensor]], watch: Watch
+) -> list[Average]:
+    """Where every training stands, averages along its way, averages of all that stand, and checkpoints."""
     half = len(track.steps) // 2
     steps, found = track.steps.tolist(), []
     for i, label in enumerate(labels):
@@ -70,7 +72,7 @@ def points_made(scene: Any, track: Track, labels: Sequence[str], memory: float, 
             Average(f"mean of {', '.join(labels)}", -1, MADE[2][0], landscapes.swa(ends)),
             Average(f"Fisher-weighted {', '.join(labels)}", -1, MADE[3][0], landscapes.fisher_average(ends, fishers)),
         ]
-    return found
+    return found + [Average(f"checkpoint {name}", -1, MADE[4][0], point) for name, point in further]
 
 
 def information(scene: Any, x: Tensor, watch: Watch) -> Tensor:

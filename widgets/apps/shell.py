@@ -183,6 +183,7 @@ class Shell:
             self._download("Record (.nc)", "record", ".nc"),
             picture,
             self._download("Page that plays (.html)", "page", ".html"),
+            *([self._download("Weights (.safetensors)", "weights", ".safetensors")] if self.desk.trains else []),
         ]
 
     def _download(self, label: str, what: str, ending: str) -> Any:

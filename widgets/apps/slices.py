@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import workbench as wb
 from widgets.apps.background import Background, Watch
@@ -22,6 +24,7 @@ PLANES = {
     "paths": "Best plane of the paths (PCA)",
     "ends": "Through the start and the ends of two paths",
     "stands": "Through where three trainings stand",
+    "checkpoints": "Through checkpoints, then where trainings stand",
     "sharpest": "Two sharpest directions of A",
     "filter": "Random, normalised by filter, around A",
     "layer": "Random, normalised by layer, around A",
@@ -62,6 +65,8 @@ class SlicingDesk(Desk):
     def __init__(self, **given: Any) -> None:
         self.curvature = Curvature()
         self.survey: Survey | None = None
+        self.checkpoints: list[tuple[str, Tensor]] = []
+        """Further points of the landscape and what they are called; the oldest comes first."""
         self._seen: Any = None
         playing = lambda: bool(self.lines) and self.session.playing  # noqa: E731
         self.background, self.measuring = Background(self.tell, playing), Background(self.tell, playing)
@@ -83,6 +88,8 @@ class SlicingDesk(Desk):
         self.curvature.begin()
         self.resting = self.curvature.at_rest()
         self.survey, self._seen = None, None
+        dim = parts_of(session.state)[0].x.shape[-1]
+        self.checkpoints = [(name, point) for name, point in self.checkpoints if len(point) == dim]
         self.plane_picture = PlanePicture(labels, titles, session.state)
 
     # ---- commands
@@ -156,8 +163,10 @@ class SlicingDesk(Desk):
         self, session: wb.Session, track: Track, names: list[str], settings: dict[str, Any], watch: Watch
     ) -> Iterator[Survey]:
         scene = self.surroundings(0, session, track.state, settings["part"])
-        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None, names)
-        spans = landscapes.fit_span(plane, track.all, margin=0.25)
+        further = list(self.checkpoints)
+        plane = lay(settings["plane"], scene, track, self.survey.plane if self.survey else None, names, further)
+        seen = torch.cat([track.all, *(point.unsqueeze(0) for _, point in further)])
+        spans = landscapes.fit_span(plane, seen, margin=0.25)
         grids = landscapes.coarse_to_fine(scene, plane, span=spans, points=settings["points"], watch=watch)
         grid = None
         for grid in grids:
@@ -232,7 +241,9 @@ class SlicingDesk(Desk):
         super().close()
 
 
-def lay(kind: str, scene: Any, track: Track, before: Any, names: Sequence[str] = ("A", "B", "C")) -> Any:
+def lay(
+    kind: str, scene: Any, track: Track, before: Any, names: Sequence[str], further: list[tuple[str, Tensor]]
+) -> Any:
     """A plane of a kind for paths so far, of these names; while there are none, a random one around the start."""
     a, ends = scene.start, track.ends
     if kind == "paths" and track.moved:
@@ -242,7 +253,13 @@ def lay(kind: str, scene: Any, track: Track, before: Any, names: Sequence[str] =
         return landscapes.plane_through(track.points[0, 0], ends[0], ends[1], labels=("the start", *names[:2]))
     if kind == "stands" and len(ends) > 2 and track.moved:
         return landscapes.plane_through(ends[0], ends[1], ends[2], labels=names[:3])
+    if kind == "checkpoints":
+        found = [*further, *zip(names, ends, strict=True)][:3]
+        if len(found) < 3:
+            raise ValueError(f"expected three checkpoints, or trainings that stand for them, got {len(found)}")
+        a, b, c = (point for _, point in found)
+        return landscapes.plane_through(a, b, c, labels=[name for name, _ in found])
     if kind == "sharpest":
-        found = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
-        return landscapes.eigen_plane(a, found.vectors, found.values)
+        pairs = landscapes.top_eigenpairs(landscapes.hessian(scene), 2, tolerance=1e-3)
+        return landscapes.eigen_plane(a, pairs.vectors, pairs.values)
     return landscapes.random_plane(scene, a, normalise=kind if kind in ("layer", "none") else "filter")

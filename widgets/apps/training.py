@@ -64,6 +64,7 @@ class TrainingDesk(SlicingDesk):
 
     name = "training"
     title = "Training"
+    trains = True
 
     def __init__(
         self,
@@ -427,6 +428,12 @@ class TrainingDesk(SlicingDesk):
         if replay + session.index / every * self.measures.cost > 1:
             self.tell("message", f"Making the record: one step in {every:,} is measured.", "info")
         return session.record(every=every, watch=self.going)
+
+    def weights(self) -> dict[str, Any]:
+        """The blocks of weights by name, as a checkpoint."""
+        routine = trained(self.session)
+        blocks = routine.space.blocks(self.session.state.x[0])
+        return dict(zip(routine.model.names, blocks, strict=True))
 
     def html(self) -> str:
         live = self.session
