@@ -337,3 +337,12 @@ def blocks_of(desk):
     return [
         block.reshape(shape) for block, shape in zip(scene.space.blocks(scene.start), scene.space.shapes, strict=True)
     ]
+
+
+def test_a_run_that_comes_to_rest_while_the_picture_is_drawn_is_seen_where_it_stands(make):
+    desk = make(width="128", depth="2", points="51")
+    desk.do(desk.look)
+    until(lambda: desk.background.progress is not None)
+    desk.step(5)
+    done(desk, lambda: None)
+    assert desk.survey.paths.step.values[-1] == desk.session.index == 5

@@ -178,6 +178,9 @@ class SlicingDesk(Desk):
         self.plane_picture.lay(survey)
         self.tell("scene")
         self.tell("curves")
+        session = self.session
+        if survey.paths is not None and not session.playing and self._behind(session):
+            self.look()  # it came to rest meanwhile, and no other tick will say so
 
     def measure_curvature(self, session: wb.Session) -> None:
         """Of a run that plays as often as the budget allows; of one that rests thoroughly, beside everything else."""
@@ -193,11 +196,17 @@ class SlicingDesk(Desk):
 
     def _outgrown(self, session: wb.Session) -> bool:
         """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
-        seen, step = self._seen or (None, -1)
-        if seen is not session:
+        if (self._seen or (None,))[0] is not session:
             return True
-        if step == session.index or self.background.progress is not None or self.survey is None:
+        if self.background.progress is not None or self.survey is None:
             return False
+        return self._behind(session)
+
+    def _behind(self, session: wb.Session) -> bool:
+        """Whether what was seen last is not where a session is now, far enough to look again."""
+        seen, step = self._seen or (None, -1)
+        if seen is not session or step == session.index:
+            return seen is not session
         if not session.playing:
             return True
         grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)
