@@ -72,4 +72,4 @@ def download(page, name):
 
 def quiet(page):
     """Nothing was complained of in the console."""
-    assert page.console_errors == []
+    assert page.console_errors == [], page.console_errors

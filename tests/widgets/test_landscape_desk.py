@@ -346,3 +346,9 @@ def test_a_run_that_comes_to_rest_while_the_picture_is_drawn_is_seen_where_it_st
     desk.step(5)
     done(desk, lambda: None)
     assert desk.survey.paths.step.values[-1] == desk.session.index == 5
+
+
+def test_a_link_is_opened_with_the_curvature_of_its_past(make):
+    desk = done(make(step="30", columns="[{}]"), lambda: None)
+    assert desk.session.index == 30
+    assert len(desk.curvature.arrays(desk.session)[0]) == 25

@@ -144,6 +144,11 @@ class LandscapeDesk(SlicingDesk):
         self._mark()
         return session
 
+    def _relive(self, session: wb.Session, edits: Any, end: int) -> None:
+        """Live a link's run, and measure its curvature here and there, as if it had been watched."""
+        super()._relive(session, edits, end)
+        self.look_back()
+
     # ---- commands
 
     def set_column(self, i: int, **chosen: str) -> None:
