@@ -1,6 +1,7 @@
 """What pages with plots in tabs share: the tab in front is drawn when it has to be, and how its parts look."""
 
 import functools
+import html
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import panel_material_ui as pmui
 from widgets import palette
 from widgets.apps.shell import FIELD, Shell
 from widgets.sliders import HyperControl
+from workbench.problems.data import MAX_BYTES
 
 
 class DrawingShell(Shell):
@@ -35,6 +37,34 @@ class DrawingShell(Shell):
         session, turn = self.desk.session, functools.partial(self.desk.turn, name)
         self.hyper[name] = HyperControl(session.routine.hypers[name], session.hyper[name], turn, **look)
         return self.hyper[name].view
+
+    def upload(self, label: str, accept: str, words: str, take: Callable[[str, bytes], None]) -> tuple[Any, Any]:
+        """(A button that takes a file, what comes of it): `take` gets name and content, signal "upload" the answer.
+
+        Args:
+            accept: endings of files, with a dot, by commas.
+            words: what the file should hold.
+        """
+        limit = {"max_file_size": MAX_BYTES, "accept": accept}
+        file = pmui.FileInput(label=label, variant="outlined", description=words, **limit, **FIELD)
+        answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
+
+        def chosen(event: Any) -> None:
+            if event.new:
+                answer.param.update(object="Reading…", severity="info", visible=True)
+                take(str(file.filename), bytes(event.new))
+                file.clear()
+
+        def answered(text: str, kind: str) -> None:
+            answer.param.update(object=html.escape(text), severity=kind, visible=True)
+            self.uploaded()
+
+        file.param.watch(chosen, "value")
+        self.desk.on("upload", lambda text, kind: self.later("upload", lambda: answered(text, kind)))
+        return file, answer
+
+    def uploaded(self) -> None:
+        """A file was taken or refused."""
 
     def rates_first(self, *left_out: str) -> list:
         """Controls of hyperparameters side by side but those that end in `left_out`; learning rates stand open."""

@@ -18,7 +18,6 @@ from widgets.apps.settings import SEED
 from widgets.apps.shell import FIELD, TIP
 from widgets.apps.tables import TABLE, heads, row
 from widgets.sliders import HyperControl
-from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
 
 WORDS = {
@@ -66,7 +65,6 @@ class FlowShell(DrawingShell):
         self._drawn: Any = None
         self.player.on_stroke(desk.stroke)
         desk.on("curves", lambda: self.later("curves", self._draw_news))
-        desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
         desk.on("fields", lambda name: self.later("fields", lambda: self._kept(name)))
 
     # ---- controls
@@ -76,12 +74,8 @@ class FlowShell(DrawingShell):
         whole = {"sizing_mode": "stretch_width", "margin": 0}
         self.ends, self.columns = pn.Column(**whole), pn.Column(**whole)
         self.net, self.sliders = pn.Column(**whole), pn.Column(**whole)
-        self.file = pmui.FileInput(
-            label="Upload points (.csv, .npz)", accept=".csv,.npz", max_file_size=MAX_BYTES, variant="outlined",
-            description="Two numbers a row. At most 20,000 points.", **FIELD,
-        )  # fmt: skip
-        self.file.param.watch(self._chosen, "value")
-        self.answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
+        words = "Two numbers a row. At most 20,000 points."
+        self.file, self.answer = self.upload("Upload points (.csv, .npz)", ".csv,.npz", words, self.desk.upload)
         self._show_ends()
         self._show_columns()
         self._show_net()
@@ -151,15 +145,6 @@ class FlowShell(DrawingShell):
             self._show_sliders()
         self.sheet.visible = self.desk.drawing
         super()._settings()
-
-    def _chosen(self, event: Any) -> None:
-        if event.new:
-            self.answer.param.update(object="Reading…", severity="info", visible=True)
-            self.desk.upload(str(self.file.filename), bytes(event.new))
-            self.file.clear()
-
-    def _uploaded(self, text: str, kind: str) -> None:
-        self.answer.param.update(object=html.escape(text), severity=kind, visible=True)
 
     # ---- under the picture
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import workbench as wb
 from widgets.apps import files
 from widgets.apps.background import Watch
-from widgets.apps.landscape_picture import MADE, Track
+from widgets.apps.landscape_picture import CHECKPOINT, Track
 from widgets.apps.landscape_ways import MEMORY, Average, between, marks, points_made, shapes, worth
 from widgets.apps.settings import SEEDS, check_column, check_whole
 from widgets.apps.slices import VIEW, SlicingDesk
@@ -217,14 +217,14 @@ class LandscapeDesk(SlicingDesk):
 
     def _drop_checkpoints(self) -> None:
         self.checkpoints = []
-        self.averages = [one for one in self.averages if one.marker != MADE[4][0]]
+        self.averages = [one for one in self.averages if one.marker != CHECKPOINT]
         self._mark()
         self.look()
 
     def _mark(self) -> None:
         """Place averages and checkpoints on the picture."""
-        made = [one for one in marks(self.averages) if one[0] != MADE[4][0]]
-        self.plane_picture.marks = [*made, *((MADE[4][0], 7, point) for _, point in self.checkpoints)]
+        made = [one for one in marks(self.averages) if one[0] != CHECKPOINT]
+        self.plane_picture.marks = [*made, *((CHECKPOINT, 7, point) for _, point in self.checkpoints)]
 
     def show_shapes(self) -> None:
         """Measure the geometry of the ways so far, and look for phases in them."""

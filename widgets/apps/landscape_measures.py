@@ -134,7 +134,7 @@ class Curvature(Measures):
             rest = thorough(scene, operator, self._batch[i], self.watch)
             before = warm.get(f"top {i}")
             found = top(operator, min(TOP, scene.dim), before)
-            if known_to(found).all():
+            if found.known(TOLERANCE).all():
                 share = float(landscapes.share(gradient[0], found.vectors))
                 overlap = float(landscapes.overlap(before, found.vectors)) if before is not None else overlap
                 warm[f"top {i}"] = found.vectors
@@ -159,14 +159,9 @@ def top(operator: Any, k: int, start: Tensor | None) -> Any:
     return landscapes.top_eigenpairs(operator, k, start=start, tolerance=TOLERANCE, most=MOST_PRODUCTS)
 
 
-def known_to(found: Any) -> Tensor:
-    """Which of the eigenvalues are known to 1 %: of a loss near 0 rounding hides them, and no search would end."""
-    return torch.as_tensor(found.residuals <= TOLERANCE * found.values.abs().clamp_min(1e-3 * found.values.abs().max()))
-
-
 def first(found: Any) -> float:
-    """The largest eigenvalue; NaN where it is not known to 1 %."""
-    return float(found.values[0]) if bool(known_to(found)[0]) else float("nan")
+    """The largest eigenvalue; NaN where it is not known to 1 %: of a loss near 0 rounding hides it."""
+    return float(found.values[0]) if bool(found.known(TOLERANCE)[0]) else float("nan")
 
 
 def watched(operator: landscapes.Operator, watch: Callable[[float], None]) -> landscapes.Operator:

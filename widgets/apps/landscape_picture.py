@@ -21,14 +21,15 @@ from workbench.figures.landscapes import log_heights
 MOST_POINTS, LEAST_POINTS, BYTES = 120, 8, 2**28
 """States of a path that a plane is laid through: so many, or fewer where they would take more bytes."""
 MARKS = ("dot", "square", "triangle")
-MADE = (
-    ("diamond", "mean of the second half"),
-    ("star", "moving average"),
-    ("plus", "mean of all"),
-    ("cross", "Fisher-weighted mean"),
-    ("ring", "checkpoint"),
-)
-"""Markers of points made of others, and what they stand for."""
+HALF, MOVING, MEAN, FISHER, CHECKPOINT = "diamond", "star", "plus", "cross", "ring"
+MADE = {
+    HALF: "mean of the second half",
+    MOVING: "moving average",
+    MEAN: "mean of all",
+    FISHER: "Fisher-weighted mean",
+    CHECKPOINT: "checkpoint",
+}
+"""Markers of further points on the picture, and what they stand for."""
 CONTOURS = 12
 ROUND = 1e-9
 MOST_KNOWN = 5000
@@ -47,8 +48,6 @@ def some(kept: list[tuple[int, Any]], most: int) -> list[tuple[int, Any]]:
 
     By step and not by number: the latest steps are kept more closely, and a way would seem to turn more there.
     """
-    if not kept:
-        return []
     steps = np.array([step for step, _ in kept])
     wanted = np.linspace(steps[0], steps[-1], most)
     return [kept[i] for i in np.unique(np.abs(steps[:, None] - wanted).argmin(0))]
@@ -75,11 +74,8 @@ class Track:
         runs = len(first) * (1 + len(others))
         room = BYTES // max(1, runs * first[0].numel() * first[0].element_size())
         most = max(LEAST_POINTS, min(most, room))
-        kept = [(step, one) for step, one in session.kept() if step < index]
-        chosen = some([*kept, (index, state)], most)
-        rows = [(step, stands(one)) for step, one in chosen]
-        points = torch.stack([torch.stack([row[run] for _, row in rows]) for run in range(len(first))])
-        return cls(np.array([step for step, _ in rows]), points, [w for s in others for w in way(s, most)], state)
+        steps, points = ways(session, (index, state), most)
+        return cls(steps, points, [way for other in others for way in ways(other, other.now, most)[1]], state)
 
     @property
     def moved(self) -> bool:
@@ -97,11 +93,10 @@ class Track:
         return [*self.points[:, -1], *(path[-1] for path in self.others)]
 
 
-def way(session: wb.Session, most: int) -> list[Tensor]:
-    """The paths of another session, (points, parameters) each, from its start to where it stands."""
-    index, state = session.now
-    kept = some([*((step, one) for step, one in session.kept() if step < index), (index, state)], most)
-    return [torch.stack(list(path)) for path in zip(*(stands(one) for _, one in kept), strict=True)]
+def ways(session: wb.Session, now: tuple[int, Any], most: int) -> tuple[NDArray[np.int64], Tensor]:
+    """(steps (n,), points (runs, n, parameters)) of what a session keeps up to where it stands now."""
+    kept = some([*((step, one) for step, one in session.kept() if step < now[0]), now], most)
+    return np.array([step for step, _ in kept]), torch.stack([torch.stack(stands(one)) for _, one in kept], 1)
 
 
 class PlanePicture:
@@ -120,6 +115,7 @@ class PlanePicture:
         self.paths: Any = None
         self.marks: list[tuple[str, int, Tensor]] = []
         """(marker, palette index, point) of further points shown where they fall on the plane."""
+        self._placed: tuple[Any, Any, list[Points]] = (None, None, [])
         self._coords: WeakKeyDictionary[Any, dict[int, tuple[Any, NDArray[Any]]]] = WeakKeyDictionary()
 
     def lay(self, survey: Any) -> None:
@@ -153,7 +149,7 @@ class PlanePicture:
     def scene(self) -> Scene:
         legend = [LegendEntry(title, i, MARKS[i]) for i, title in enumerate(self.titles)]
         used = {marker for marker, _, _ in self.marks}
-        legend += [LegendEntry(words, 7, marker) for marker, words in MADE if marker in used]
+        legend += [LegendEntry(words, 7, marker) for marker, words in MADE.items() if marker in used]
         if self.grid is None:
             return Scene(x=(-1.0, 1.0), y=(-1.0, 1.0), title=self.words, legend=legend)
         a, b = self.grid.a.values, self.grid.b.values
@@ -190,10 +186,18 @@ class PlanePicture:
         trail = self._trail(session)
         layers.append(Paths.of(list(trail), colour=np.arange(len(trail)), width=2.0))
         layers += self._heads(state, trail[:, -1], radius=6)
-        for marker, colour, point in self.marks:
-            at = self.plane.coords(point.unsqueeze(0)).double().cpu().numpy()
-            layers.append(Points(*at.T, colour=colour, marker=marker, radius=5))
-        return Frame(step, layers, caption=f"step {step:,} · off the plane: {self._off(state)}"[:240])
+        return Frame(step, layers + self._marked(), caption=f"step {step:,} · off the plane: {self._off(state)}"[:240])
+
+    def _marked(self) -> list[Points]:
+        """The further points on the plane, remembered while both are the same."""
+        plane, marks, found = self._placed
+        if plane is not self.plane or marks is not self.marks:
+            plane, marks = self.plane, self.marks
+            at = [plane.coords(point.unsqueeze(0)).double().cpu().numpy().T for _, _, point in marks]
+            looks = [{"marker": marker, "colour": colour, "radius": 5} for marker, colour, _ in marks]
+            found = [Points(*xy, **look) for xy, look in zip(at, looks, strict=True)]
+            self._placed = plane, marks, found
+        return found
 
     def _trail(self, session: wb.Session) -> NDArray[Any]:
         """(runs, points, 2): the way of a session so far, on the plane."""

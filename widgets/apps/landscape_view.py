@@ -23,7 +23,6 @@ from widgets.apps.tables import TABLE, heads, row, upright
 from widgets.sliders import HyperControl
 from workbench import landscapes
 from workbench.figures.landscapes import FLOOR
-from workbench.problems.data import MAX_BYTES
 from workbench.problems.losses import OF_CLASSES
 from workbench.problems.networks import MLP
 
@@ -100,13 +99,11 @@ class LandscapeShell(DrawingShell):
         self.shape_of = choice("Measure", measures, "turning_angle", lambda value: self._draw())
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
-        self.answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
-        desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
         desk.on("scene", lambda: self.later("scene", self._laid))
 
     def _laid(self) -> None:
         if not self.desk.closed:
-            self.forget.visible = bool(self.desk.checkpoints)
+            self.uploaded()
             self.player.show(scene=self.desk.scene(), frame=self.desk.picture())
 
     # ---- controls
@@ -115,6 +112,11 @@ class LandscapeShell(DrawingShell):
         """What learns, on which plane it is looked at, and every slider."""
         whole = {"sizing_mode": "stretch_width", "margin": 0}
         self.problem, self.columns, self.view, self.sliders = (pn.Column(**whole) for _ in range(4))
+        words = "Weights of this same network, such as Training gives. At most 20 MB; not part of the link."
+        label, take = "Add a checkpoint (.safetensors)", self.desk.add_checkpoint
+        self.file, self.answer = self.upload(label, ".safetensors", words, take)
+        self.forget = pmui.Button(label="Forget checkpoints", variant="text", visible=False, **FIELD)
+        self.forget.on_click(lambda event: self.desk.drop_checkpoints())
         self._show_all()
         return [self.problem, self.columns, self.view, self.sliders]
 
@@ -174,34 +176,18 @@ class LandscapeShell(DrawingShell):
         words = "Lay the plane through where the trainings are now"
         again = pmui.Button(label="Lay the plane anew", icon="refresh", variant="outlined", description=words, **FIELD)
         again.on_click(lambda event: desk.do(desk.look))
-        file = pmui.FileInput(
-            label="Add a checkpoint (.safetensors)", accept=".safetensors", max_file_size=MAX_BYTES, variant="outlined",
-            description="Weights of this same network, such as Training gives. At most 20 MB; not part of the link.",
-            **FIELD,
-        )  # fmt: skip
-        file.param.watch(functools.partial(self._chosen, file), "value")
-        forget = pmui.Button(label="Forget checkpoints", variant="text", visible=bool(desk.checkpoints), **FIELD)
-        forget.on_click(lambda event: desk.drop_checkpoints())
-        self.forget = forget
         self.view[:] = [
             heading("The plane"),
             choice("Plane", _flipped(PLANES), settings["plane"], lambda v: desk.set_view(plane=v)),
             choice("Loss over", _flipped(PARTS), settings["part"], lambda v: desk.set_view(part=v)),
             choice("Points a side", {str(n): n for n in FINEST}, settings["points"], lambda v: desk.set_view(points=v)),
             again,
-            file,
+            self.file,
             self.answer,
-            forget,
+            self.forget,
         ]
 
-    def _chosen(self, file: Any, event: Any) -> None:
-        if event.new:
-            self.answer.param.update(object="Reading…", severity="info", visible=True)
-            self.desk.add_checkpoint(str(file.filename), bytes(event.new))
-            file.clear()
-
-    def _uploaded(self, text: str, kind: str) -> None:
-        self.answer.param.update(object=html.escape(text), severity=kind, visible=True)
+    def uploaded(self) -> None:
         self.forget.visible = bool(self.desk.checkpoints)
 
     def _show_sliders(self) -> None:
@@ -235,10 +221,7 @@ class LandscapeShell(DrawingShell):
             ("Spectrum", pn.Column(spectrum, self.density, **fill)),
             ("Ways", pn.Column(between, self.barriers, self.ways, **fill, styles=scroll)),
             ("Averages", pn.Column(average, memory, self.worth, **fill, styles=scroll)),
-            (
-                "Geometry",
-                pn.Column(shape, *ways, **fill, styles=scroll),
-            ),
+            ("Geometry", pn.Column(shape, *ways, **fill, styles=scroll)),
             ("About", pn.Column(about, **fill, styles=scroll)),
         ]
 

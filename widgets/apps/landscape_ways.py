@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from widgets.apps.background import Watch
-from widgets.apps.landscape_picture import MADE, Track
+from widgets.apps.landscape_picture import CHECKPOINT, FISHER, HALF, MEAN, MOVING, Track
 from widgets.apps.training_measures import score
 from workbench import Hyper, landscapes
 from workbench.problems.losses import OF_CLASSES
@@ -60,19 +60,19 @@ def points_made(
             Average(
                 f"{label}: mean of {len(way) - half} kept from step {steps[half]:,}",
                 i,
-                MADE[0][0],
+                HALF,
                 landscapes.swa(way[half:]),
             ),
-            Average(f"{label}: moving average of {memory:,.3g}", i, MADE[1][0], landscapes.ema(way, memory, steps)),
+            Average(f"{label}: moving average of {memory:,.3g}", i, MOVING, landscapes.ema(way, memory, steps)),
         ]
     if len(labels) > 1:
         ends = track.points[:, -1]
         fishers = torch.stack([information(scene, end, watch) for end in ends])
         found += [
-            Average(f"mean of {', '.join(labels)}", -1, MADE[2][0], landscapes.swa(ends)),
-            Average(f"Fisher-weighted {', '.join(labels)}", -1, MADE[3][0], landscapes.fisher_average(ends, fishers)),
+            Average(f"mean of {', '.join(labels)}", -1, MEAN, landscapes.swa(ends)),
+            Average(f"Fisher-weighted {', '.join(labels)}", -1, FISHER, landscapes.fisher_average(ends, fishers)),
         ]
-    return found + [Average(f"checkpoint {name}", -1, MADE[4][0], point) for name, point in further]
+    return found + [Average(f"checkpoint {name}", -1, CHECKPOINT, point) for name, point in further]
 
 
 def information(scene: Any, x: Tensor, watch: Watch) -> Tensor:

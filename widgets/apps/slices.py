@@ -185,6 +185,8 @@ class SlicingDesk(Desk):
     def measure_curvature(self, session: wb.Session) -> None:
         """Of a run that plays as often as the budget allows; of one that rests thoroughly, beside everything else."""
         if not session.playing:
+            if self.curvature.at(session, session.index) is not None:
+                return
             self.measuring.ask(HERE, lambda watch: self._measure(session, watch), self._measured)
         elif self.curvature.due():
             self.curvature.take(session)
@@ -196,17 +198,18 @@ class SlicingDesk(Desk):
 
     def _outgrown(self, session: wb.Session) -> bool:
         """Whether the picture has fallen behind: paths have grown or left it, or the run has come to rest."""
-        if (self._seen or (None,))[0] is not session:
-            return True
-        if self.background.progress is not None or self.survey is None:
-            return False
+        known = self._seen is not None and self._seen[0] is session
+        if known and (self.background.progress is not None or self.survey is None):
+            return False  # it is being looked at
         return self._behind(session)
 
     def _behind(self, session: wb.Session) -> bool:
         """Whether what was seen last is not where a session is now, far enough to look again."""
         seen, step = self._seen or (None, -1)
-        if seen is not session or step == session.index:
-            return seen is not session
+        if seen is not session:
+            return True
+        if step == session.index:
+            return False
         if not session.playing:
             return True
         grown = self.settings["plane"] in ("paths", "ends") and session.index > GROWN * max(step, FIRST_STEPS)

@@ -15,13 +15,11 @@ from widgets.apps.landscape_curves import FEW, along_path, sharpness
 from widgets.apps.landscape_measures import known
 from widgets.apps.plot import LivePlot
 from widgets.apps.settings import SEED
-from widgets.apps.shell import FIELD
 from widgets.apps.slices import PARTS, PLANES
 from widgets.apps.tables import TABLE
 from widgets.apps.training import BACK, OWN, TrainingDesk, file_name, trained
 from widgets.player import Frame, Scene, ServedPlayer
 from widgets.sliders import HyperControl
-from workbench.problems.data import MAX_BYTES
 from workbench.problems.networks import MLP
 
 SLOW_SECONDS = 0.5
@@ -86,7 +84,6 @@ class TrainingShell(DrawingShell):
         self._routine: Any = None
         desk.on("curves", lambda: self.later("curves", self._draw))
         desk.on("scene", lambda: self.later("scene", self._draw_plane))
-        desk.on("upload", lambda text, kind: self.later("upload", lambda: self._uploaded(text, kind)))
 
     # ---- controls
 
@@ -94,12 +91,8 @@ class TrainingShell(DrawingShell):
         """Data, model, optimizer and every hyperparameter."""
         self.sliders = pn.Column(sizing_mode="stretch_width", margin=0)
         self.choices = pn.Column(sizing_mode="stretch_width", margin=0)
-        self.file = pmui.FileInput(
-            label="Upload your own (.csv, .npz)", accept=".csv,.npz", max_file_size=MAX_BYTES, variant="outlined",
-            description="CSV: the last column is the target. NPZ: arrays x and y. At most 20 MB.", **FIELD,
-        )  # fmt: skip
-        self.file.param.watch(self._chosen, "value")
-        self.answer = pmui.Alert(object="", visible=False, margin=(4, 0), sizing_mode="stretch_width")
+        words = "CSV: the last column is the target. NPZ: arrays x and y. At most 20 MB."
+        self.file, self.answer = self.upload("Upload your own (.csv, .npz)", ".csv,.npz", words, self.desk.upload)
         self._show_choices()
         self._show_sliders()
         return [self.choices, heading("Turn while it trains"), self.sliders]
@@ -159,14 +152,7 @@ class TrainingShell(DrawingShell):
 
     # ---- uploads
 
-    def _chosen(self, event: Any) -> None:
-        if event.new:
-            self.answer.param.update(object="Reading…", severity="info", visible=True)
-            self.desk.upload(str(self.file.filename), bytes(event.new))
-            self.file.clear()
-
-    def _uploaded(self, text: str, kind: str) -> None:
-        self.answer.param.update(object=html.escape(text), severity=kind, visible=True)
+    def uploaded(self) -> None:
         self._show_choices()
 
     # ---- transport

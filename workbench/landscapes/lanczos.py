@@ -17,6 +17,15 @@ class Eigenpairs(NamedTuple):
     residuals: Tensor
     products: int
 
+    def known(self, tolerance: float) -> Tensor:
+        """(k,) whether each value is known to a relative `tolerance`; those near 0, beside the largest's thousandth."""
+        return settled(self.values, self.residuals, tolerance)
+
+
+def settled(values: Tensor, residuals: Tensor, tolerance: float) -> Tensor:
+    """Whether residuals are small beside their values, or beside a thousandth of the largest."""
+    return residuals <= tolerance * values.abs().clamp_min(1e-3 * values.abs().max())
+
 
 def top_eigenpairs(
     operator: Operator,
@@ -70,7 +79,7 @@ def top_eigenpairs(
             continue
         values, vectors, rests, _ = space.ritz(min(k, space.count), largest)
         residuals = torch.linalg.vector_norm(rests, dim=1)
-        sound = bool((residuals <= tolerance * values.abs().clamp_min(1e-3 * values.abs().max())).all())
+        sound = bool(settled(values, residuals, tolerance).all())
         if space.count == n or (sound and space.count >= k) or space.used >= most:
             return Eigenpairs(values, vectors, residuals, space.used)
         if full:
