@@ -16,9 +16,10 @@ from torch import nn
 
 import workbench as wb
 from tests.widgets.desks import done, until
-from widgets.apps import files
+from widgets.apps import files, landscape_measures
+from widgets.apps.landscape_picture import ways
 from widgets.apps.training import BACK, TrainingDesk
-from widgets.apps.training_measures import Measures, measure
+from widgets.apps.training_measures import SHARE, Measures, measure
 from widgets.apps.training_picture import Picture
 from widgets.player import Paths, Points, encode_frame, encode_scene
 from workbench.problems.data import from_arrays
@@ -377,7 +378,7 @@ def test_a_run_is_saved_and_reopened_where_it_stood(desk):
 def run_script(text, folder):
     path = folder / "run.py"
     path.write_text(text + "\nimport torch\ntorch.save(session.state.x, 'x.pt')\n")
-    where = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1])}
+    where = {**os.environ, "PYTHONPATH": str(Path(wb.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, path.name], cwd=folder, env=where, check=True, timeout=120)
     return torch.load(folder / "x.pt")
 
@@ -509,6 +510,10 @@ def test_other_lines_of_time_are_drawn_on_the_same_plane(desk):
     plane = desk.survey.plane
     expected = plane.coords(torch.stack([kept, desk.session.state.x[0]]))
     np.testing.assert_allclose(ends, expected, rtol=1e-4, atol=1e-5)
+    both = torch.cat(
+        [*ways(desk.session, desk.session.now, 120)[1], *ways(desk.others()[0], desk.others()[0].now, 120)[1]]
+    )
+    torch.testing.assert_close(plane.center, both.mean(0), rtol=1e-4, atol=1e-6)
     track = torch.stack([kept, desk.session.state.x[0]])
     assert float(plane.residual(track).max()) < float(torch.linalg.vector_norm(track[0] - track[1]))
     done(desk, lambda: desk.set_view(plane="ends"))
@@ -545,3 +550,20 @@ def test_the_weights_taken_away_are_those_of_the_step_shown(desk):
     found = files.read_weights(given[0])
     scene = wb.landscapes.of_training(desk.session.routine)
     assert same_bits(scene.point(found), desk.session.state.x[0])
+
+
+def test_curves_and_curvature_share_the_time_that_measuring_may_take(desk):
+    done(desk, desk.step)
+    assert desk.measures.most == SHARE
+    desk.curved = True
+    done(desk, desk.step)
+    assert desk.measures.most + desk.curvature.most == pytest.approx(SHARE)
+
+
+def test_curvature_that_rounding_hides_is_a_gap(desk, monkeypatch):
+    monkeypatch.setattr(landscape_measures, "MOST_PRODUCTS", 3)
+    desk.curved = True
+    done(desk, lambda: desk.step(5))
+    _, rows = desk.curvature.arrays(desk.session)
+    assert np.isnan([rows[name][-1, 0] for name in ("sharpness", "turned", "share", "overlap")]).all()
+    assert np.isfinite(rows["loss"][-1, 0])
