@@ -12,6 +12,7 @@ from tests.widgets.desks import done, until
 from widgets.apps import files
 from widgets.apps.landscape import LABELS, LandscapeDesk
 from widgets.apps.landscape_measures import edge
+from widgets.apps.landscape_view import LandscapeShell
 from workbench import landscapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -352,3 +353,10 @@ def test_a_link_is_opened_with_the_curvature_of_its_past(make):
     desk = done(make(step="30", columns="[{}]"), lambda: None)
     assert desk.session.index == 30
     assert len(desk.curvature.arrays(desk.session)[0]) == 25
+
+
+def test_what_was_measured_at_an_earlier_step_says_so():
+    steps, row = np.array([0, 10, 20]), np.array([[1.0], [2.0], [3.0]])
+    rare = np.array([[5.0], [np.nan], [np.nan]])
+    found = LandscapeShell._earlier(steps, {"loss": row, "trace": rare, "share": np.full((3, 1), np.nan)})
+    assert {name: words for name, (words, _) in found.items()} == {"trace": "trace, step 0"}

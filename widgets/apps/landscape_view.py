@@ -276,10 +276,22 @@ class LandscapeShell(DrawingShell):
             limit = edge(desk.session, label, steps[-1:])[0]
             title = f"<span style='color:{colour}' title='{html.escape(desk.titles()[i])}'>●&nbsp;{label}</span>"
             columns[title] = {name: _last(rows[name][:, i]) for name in rows} | {"edge": limit}
-        return upright(columns, MEANING, "–")
+        return upright(columns, {**MEANING, **self._earlier(steps, rows)}, "–")
+
+    @staticmethod
+    def _earlier(steps: Any, rows: dict[str, Any]) -> dict[str, tuple[str, str]]:
+        """What was measured last at an earlier step than the rest, with that step beside its name."""
+        found = {}
+        for name, (words, why) in MEANING.items():
+            at = steps[np.isfinite(rows[name]).any(1)] if name in rows else steps[:0]
+            if len(at) and at[-1] < steps[-1]:
+                found[name] = (f"{words}, step {at[-1]:,}", why)
+        return found
 
     def _draw_path(self) -> None:
         survey = self.desk.survey
+        if survey is not None and survey.paths is None:
+            return  # until the paths are known anew, what was known stays
         look = survey and survey.paths, list(self.desk.parts), self._colours(), self.theme
         self.true.object, self.off.object = along_path(*look), off_plane(*look)
 

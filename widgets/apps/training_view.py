@@ -322,7 +322,8 @@ class TrainingShell(DrawingShell):
         """The ways on the plane; beside it, the true loss and the loss of the plane below it."""
         desk, survey = self.desk, self.desk.survey
         self.plane.show(frame=desk.plane_frame())
-        self.true.object = along_path(survey and survey.paths, [""], self._colours(), self.theme)
+        if survey is None or survey.paths is not None:  # until the path is known anew, what was known stays
+            self.true.object = along_path(survey and survey.paths, [""], self._colours(), self.theme)
 
     def _draw_plane(self) -> None:
         """Another plane, or a finer picture of it."""
