@@ -67,3 +67,13 @@ def test_it_fits_a_phone(server, new_page):
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 391
     quiet(page)
+
+
+def test_tabs_turned_quickly_complain_of_nothing(server, page):
+    open_app(page, f"{server}/landscape?{SMALL}")
+    until(page, lambda: page.evaluate("() => !!window.Plotly?.relayout.forgives"), "the page to be ready")
+    for pause in (5, 20, 40, 80, 120, 200) * 2:
+        for name in ("Path", "3-D", "Spectrum", "Ways", "Curvature"):
+            page.get_by_role("tab", name=name, exact=True).click()
+            page.wait_for_timeout(pause)
+    quiet(page)

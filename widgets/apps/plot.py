@@ -4,9 +4,29 @@ from types import SimpleNamespace
 from typing import Any
 
 import panel as pn
+from bokeh.document import Document
+from bokeh.models import CustomJS
 
 TOUCH = "@media (hover: none) { .modebar { display: none !important; } }"
 """Plotly's buttons appear under a mouse; without one they would stand over the title all the time."""
+
+
+FORGIVING = """
+const relayout = window.Plotly?.relayout
+if (relayout && !relayout.forgives) {
+  window.Plotly.relayout = (plot, ...rest) => plot._fullLayout ? relayout(plot, ...rest) : Promise.resolve(plot)
+  window.Plotly.relayout.forgives = true
+}
+"""
+
+
+def forgive_resizing(doc: Document) -> None:
+    """Let the plots of a page be resized when they are gone, which does nothing.
+
+    Panel (1.9.4) resizes a plot a moment after its place has changed; when its tab has been left meanwhile, Plotly has
+    let go of it and raises in the browser.
+    """
+    doc.js_on_event("document_ready", CustomJS(code=FORGIVING))
 
 
 class Plot(pn.pane.Plotly):

@@ -17,6 +17,7 @@ import panel_material_ui as pmui
 from widgets.apps import files
 from widgets.apps.desk import GIVES, SAVED, Desk
 from widgets.apps.newest import Newest
+from widgets.apps.plot import forgive_resizing
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -118,6 +119,8 @@ class Shell:
         _stop_watching(self.page_)
         self.page_.param.watch(lambda event: self._theme(event.new), "dark_theme")
         self._theme(self.page_.dark_theme)
+        if self.later.doc is not None:
+            forgive_resizing(self.later.doc)
         self.player.show(scene=desk.scene(), frame=desk.frame())
         for error in desk.opening_errors:
             self.say(error, "warning")
