@@ -11,9 +11,11 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 
 
 def open_app(page, url):
-    """Goes to the app; returns the page once the picture is drawn."""
+    """Goes to the app, or to an exported page; returns the page once the picture is drawn."""
     page.goto(url, timeout=TIMEOUT)
-    page.wait_for_function(f"window.__players && {PLAYER}?.drawn > 0", timeout=TIMEOUT)
+    drawn = f"!!window.__players && {PLAYER}?.drawn > 0"
+    # Asked anew each time: wait_for_function polls by eval in the page, which an exported page forbids.
+    until(page, lambda: page.evaluate(drawn), "the page to draw")
     return page
 
 

@@ -9,7 +9,6 @@ from playwright.sync_api import expect
 import workbench as wb
 from tests.browser.driving import (
     PHONE,
-    PLAYER,
     TIMEOUT,
     download,
     linked,
@@ -94,12 +93,7 @@ def test_what_is_taken_away_is_right(server, new_page, tmp_path):
         assert picture.format == "PNG"
         assert picture.width > 300
     (tmp_path / "run.html").write_bytes(download(page, "Page that plays").read_bytes())
-    replay = new_page()
-    replay.goto((tmp_path / "run.html").as_uri())
-    drawn = (
-        f"!!window.__players && {PLAYER}?.drawn > 0"  # asked anew each time: the page forbids itself to poll by eval
-    )
-    until(replay, lambda: replay.evaluate(drawn), "the page to draw")
+    replay = open_app(new_page(), (tmp_path / "run.html").as_uri())
     replay.keyboard.press("End")
     quiet(page)
     quiet(replay)
