@@ -1,12 +1,46 @@
 """What has to be mended between Bokeh and Panel so that a served page loses nothing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import panel as pn
 from bokeh.document import Document
 from bokeh.server.session import ServerSession
 from panel.io import document
+from panel.io.state import set_curdoc
 from panel.reactive import Syncable
+
+
+def on_loop(doc: Document, call: Callable[[], None], *, after: float = 0.0) -> None:
+    """Has a page's loop make a call, with the document locked, in `after` seconds; nothing for a page that has gone.
+
+    From any thread. Bokeh's `add_next_tick_callback` is not for that: while Panel holds a document's events, a callback
+    that another thread adds is one of them, and may be dropped.
+    """
+    loop = _loop(doc)
+    if loop is None:
+        return
+    if after:
+        loop.add_callback(loop.call_later, after, _make, doc, call)  # timers belong to the loop's thread
+    else:
+        loop.add_callback(_make, doc, call)
+
+
+def _loop(doc: Document) -> Any:
+    context: Any = doc.session_context
+    application = context and context.server_context.application_context
+    return application and application.io_loop
+
+
+async def _make(doc: Document, call: Callable[[], None]) -> None:
+    context: Any = doc.session_context
+    if context is not None and context.session is not None:
+        await context.session.with_document_locked(_call, doc, call)
+
+
+def _call(doc: Document, call: Callable[[], None]) -> None:
+    with set_curdoc(doc):
+        call()
 
 
 def mark_pulled() -> None:

@@ -3,12 +3,15 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
+import panel as pn
 import pytest
 from bokeh.document import Document
 from panel.io import document
 from panel.reactive import Syncable
+from tornado.ioloop import IOLoop
 
 from widgets import connection
 
@@ -103,3 +106,58 @@ def test_what_a_person_changes_is_handled_with_the_document_locked(monkeypatch):
     assert Syncable._change_coroutine is once
     assert once.lock
     assert Syncable._event_coroutine.lock
+
+
+class Locked:
+    """A session that is never busy."""
+
+    async def with_document_locked(self, call, *args):
+        call(*args)
+
+
+def visited(loop):
+    """A document that a browser looks at; and what holds it."""
+    application = SimpleNamespace(io_loop=loop)
+    context = SimpleNamespace(server_context=SimpleNamespace(application_context=application), session=Locked())
+    page = Document()
+    page._session_context = lambda: context
+    return page
+
+
+async def called_while_held(call_later):
+    """The documents in force at two calls that another thread wants, while what the page holds is dropped."""
+    page, calls = visited(IOLoop.current()), []
+
+    def call():
+        calls.append(pn.state.curdoc)
+
+    page.hold("combine")
+    thread = threading.Thread(target=lambda: call_later(page, call))
+    thread.start()
+    thread.join()
+    page.callbacks._held_events = []
+    page.unhold()
+    await asyncio.sleep(0.1)
+    return [doc is page for doc in calls]
+
+
+def test_a_call_wanted_by_another_thread_is_made_though_what_the_page_holds_is_dropped():
+    def both(page, call):
+        connection.on_loop(page, call)
+        connection.on_loop(page, call, after=0.01)
+
+    assert asyncio.run(called_while_held(both)) == [True, True]
+    # Bokeh's own way loses it: when this fails, a held callback is no event any more, and `on_loop` can go.
+    assert asyncio.run(called_while_held(lambda page, call: page.add_next_tick_callback(call))) == []
+
+
+def test_a_call_for_a_page_that_has_gone_is_not_made():
+    async def call_after_leaving():
+        page, calls = visited(IOLoop.current()), []
+        connection.on_loop(page, lambda: calls.append("gone"))
+        page._session_context = lambda: None
+        connection.on_loop(page, lambda: calls.append("gone"))
+        await asyncio.sleep(0.05)
+        return calls
+
+    assert asyncio.run(call_after_leaving()) == []

@@ -18,6 +18,7 @@ from widgets.apps import files
 from widgets.apps.desk import GIVES, SAVED, Desk
 from widgets.apps.newest import Newest
 from widgets.apps.plot import forgive_resizing
+from widgets.connection import on_loop
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -50,8 +51,8 @@ class Later:
 
     def __call__(self, name: str, call: Callable[[], None]) -> None:
         first = self._waiting.put(name, call)
-        if first and self.doc is not None and self.doc.session_context is not None:
-            self.doc.add_next_tick_callback(functools.partial(self._run, name))
+        if first and self.doc is not None:
+            on_loop(self.doc, functools.partial(self._run, name))
 
     def _run(self, name: str) -> None:
         call = self._waiting.take(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakMethod, WeakValueDictionary
 
@@ -11,6 +10,8 @@ import param
 from bokeh.document import Document
 from bokeh.server.views.ws import WSHandler
 from panel.custom import JSComponent
+
+from widgets.connection import on_loop
 
 from .esm import module
 from .events import Events
@@ -97,13 +98,12 @@ class ServedPlayer(Events, JSComponent):
             return line.call(_weakly(call))
         doc = self._doc()
         if doc is not None:
-            doc.add_next_tick_callback(_weakly(call))
+            on_loop(doc, _weakly(call))
 
     def _later(self, seconds: float, call: Call) -> None:
         doc = self._doc()
         if doc is not None:
-            # Timers belong to the loop's thread; show() may be in any.
-            doc.add_next_tick_callback(partial(_start_timer, doc, seconds, _weakly(call)))
+            on_loop(doc, _weakly(call), after=max(0.001, seconds))
 
     def _doc(self) -> Document | None:
         return next((doc for doc in list(self._docs.values()) if doc.session_context is not None), None)
@@ -156,7 +156,3 @@ def _weakly(call: Call) -> Call:
             alive()
 
     return run
-
-
-def _start_timer(doc: Document, seconds: float, call: Call) -> None:
-    doc.add_timeout_callback(call, max(1, round(1000 * seconds)))
