@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from workbench.landscapes import landscape
-from workbench.landscapes.alignment import activation_matching, weight_matching
+from workbench.landscapes.alignment import activation_matching, straight_through_matching, weight_matching
 from workbench.landscapes.units import permute, unit_spec
 from workbench.problems.networks import MLP
 from workbench.routine import Key
@@ -103,6 +103,30 @@ def test_no_single_layer_can_be_matched_better():
             assert a @ permute(made, b, other) <= best + 1e-9
 
 
+def test_the_midpoint_is_matched_near_the_best_of_all_orders():
+    """Of 120 orders, for three pairs, none, 11 and 3 are better; than those of weight matching 101, 11 and 84."""
+    made, places = dense(width=5, depth=1), []
+    for seed in range(3):
+        a, b = Key(seed).normal((2, made.dim), like=made.start)
+        every = torch.stack([permute(made, b, {"units 1": torch.tensor(o)}) for o in itertools.permutations(range(5))])
+        heights = made((a + every) / 2)
+        place = []
+        for steps in (0, 200):
+            found = straight_through_matching(made, a, b, steps=steps)
+            height = made((a + permute(made, b, found))[None] / 2)
+            place.append(int((heights < height - 1e-9).sum()))
+        places.append(place)
+    assert all(after <= before for before, after in places)
+    assert sorted(after for _, after in places)[1] <= 5
+
+
+def test_no_steps_straight_through_are_weight_matching():
+    made = dense(width=4, depth=2)
+    a, b = Key(1).normal((2, made.dim), like=made.start)
+    found, other = straight_through_matching(made, a, b, steps=0), weight_matching(made, a, b, key=Key(0).at(0))
+    assert {name: order.tolist() for name, order in found.items()} == {n: order.tolist() for n, order in other.items()}
+
+
 def test_activations_are_matched_at_the_best_of_all_orders():
     made = dense(width=5, depth=1)
     a, b = Key(2).normal((2, made.dim), like=made.start)
@@ -180,3 +204,6 @@ def test_matching_can_be_stopped():
     seen = []
     weight_matching(made, made.start, made.start, sweeps=4, watch=seen.append)
     assert seen == [0, 1]
+    seen = []
+    straight_through_matching(made, made.start, made.start, steps=4, watch=seen.append)
+    assert seen == [0.25, 0.5, 0.75, 1]

@@ -150,7 +150,7 @@ def test_spectra_and_ways_are_worked_out_on_demand(make):
         assert np.trapezoid(found.density, found.eigenvalue) == pytest.approx(1, abs=0.02)
     done(desk, lambda: desk.do(desk.show_between))
     assert desk.background.wait()
-    assert len(desk.between) == 6
+    assert len(desk.between) == 7
     ends = [float(desk.surroundings(i)(desk.session.state.parts[i].x)[0]) for i in (0, 1)]
     for found in desk.between.values():
         assert found.loss.values[[0, -1]] == pytest.approx(ends, rel=1e-4)
@@ -341,7 +341,7 @@ def blocks_of(desk):
 
 
 def test_a_run_that_comes_to_rest_while_the_picture_is_drawn_is_seen_where_it_stands(make):
-    desk = make(width="128", depth="2", points="51")
+    desk = make(width="128", depth="2", points="25")
     desk.do(desk.look)
     until(lambda: desk.background.progress is not None)
     desk.step(5)

@@ -17,6 +17,11 @@ MEMORY = Hyper(
     50.0, 1, 1e6, "log", (1, 5000), kind="init", name="memory", unit="steps",
     doc="Of the exponential moving average, chosen afterwards: the mean age of what is averaged is memory − 1 steps.",
 )  # fmt: skip
+MATCHINGS = {
+    "weights": landscapes.weight_matching,
+    "activations": landscapes.activation_matching,
+    "the loss half-way": landscapes.straight_through_matching,
+}
 STATES = range(1, 7)
 """Numbers of latent states that are tried."""
 LEAST = 12
@@ -106,20 +111,17 @@ def shapes(scene: Any, track: Track, watch: Watch) -> Iterator[tuple[str, Any]]:
 
 def between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:
     """(what it is, path) from a to b: straight, with units matched where they can be, trained, and by dropout."""
-    first, second = (landscapes.within(watch, i / 2, (i + 1) / 2) for i in range(2))
+    parts = len(MATCHINGS) + 2
+    *some, first, second = (landscapes.within(watch, i / parts, (i + 1) / parts) for i in range(parts))
     yield "straight line", landscapes.line(a, b)
     if isinstance(scene.model, MLP):
-        for words, match in (("weights", landscapes.weight_matching), ("activations", landscapes.activation_matching)):
-            yield f"straight after matching units by {words}", landscapes.line(a, matched(scene, a, b, match))
+        for (words, match), part in zip(MATCHINGS.items(), some, strict=True):
+            moved = landscapes.permute(scene, b, match(scene, a, b, watch=part))
+            yield f"straight after matching units by {words}", landscapes.line(a, moved)
     yield "trained curve (quadratic Bézier)", landscapes.bezier(scene, a, b, steps=150, watch=first)
     yield "trained bend (polygon)", landscapes.polygon(scene, a, b, steps=150, watch=second)
     if isinstance(scene.model, MLP) and scene.model.depth == 1:
         yield "over halves of the units (dropout)", landscapes.dropout_path(scene, a, b)
-
-
-def matched(scene: Any, a: Tensor, b: Tensor, match: Any = landscapes.weight_matching) -> Tensor:
-    """b with its hidden units in the order that matches a's: the same function."""
-    return landscapes.permute(scene, b, match(scene, a, b))
 
 
 def marks(made: Sequence[Average]) -> list[tuple[str, int, Tensor]]:

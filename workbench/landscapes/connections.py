@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.flows.measures.estimate import Estimate
+from workbench.landscapes.gradients import minibatch_gradient
 from workbench.landscapes.landscape import Landscape
 from workbench.landscapes.progress import Watch, within
 from workbench.routine import Key, whole
@@ -144,19 +145,10 @@ def _trained(
         ts = (parts + key.stream("t").uniform((draws,), like=inner)) / draws
         weights = path.basis(ts)
         x = weights @ torch.cat([path.controls[:1], inner, path.controls[-1:]])
-        inner.grad = weights[:, 1:-1].T @ _gradient(landscape, x, key.stream("rows"), size) / draws
+        inner.grad = weights[:, 1:-1].T @ minibatch_gradient(landscape, x, key.stream("rows"), size) / draws
         optimizer.step()
         watch((k + 1) / steps)
     return Path(torch.cat([path.controls[:1], inner, path.controls[-1:]]), path.kind)
-
-
-def _gradient(landscape: Landscape, x: Tensor, key: Key, size: int) -> Tensor:
-    """∇L at points, on a minibatch where L is a mean over more samples than that."""
-    if landscape.samples <= size:
-        return landscape.gradient(x)[1]
-    rows = key.permutation(landscape.samples)[:size].to(x.device)
-    leaf = x.detach().requires_grad_()
-    return torch.autograd.grad(landscape.each(leaf, rows).mean(1).sum(), leaf)[0]
 
 
 def along(landscape: Landscape, path: Path, points: int = 51, *, watch: Watch | None = None) -> xr.Dataset:

@@ -13,6 +13,7 @@ from torch import Tensor
 from workbench.landscapes.landscape import Landscape, ModelLandscape
 from workbench.landscapes.progress import Watch, within
 from workbench.problems.networks import ACTIVATIONS, MLP
+from workbench.routine import Key
 
 CHUNK_NUMBERS = 2**22
 """Numbers in the gradients formed at once: 32 MB in float64."""
@@ -152,3 +153,12 @@ def _along(landscape: Landscape, x: Tensor, rows: Tensor, direction: Tensor) -> 
     for layer, (h, delta) in enumerate(_factors(landscape, x, rows)):
         total = total + (delta * torch.addmm(blocks[2 * layer + 1], h, blocks[2 * layer].mT)).sum(1)
     return total
+
+
+def minibatch_gradient(landscape: Landscape, x: Tensor, key: Key, size: int) -> Tensor:
+    """∇L at points (runs, parameters), on a keyed minibatch where L is a mean over more samples than `size`."""
+    if landscape.samples <= size:
+        return landscape.gradient(x)[1]
+    rows = key.permutation(landscape.samples)[:size].to(x.device)
+    leaf = x.detach().requires_grad_()
+    return torch.autograd.grad(landscape.each(leaf, rows).mean(1).sum(), leaf)[0]
