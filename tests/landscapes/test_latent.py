@@ -357,16 +357,16 @@ def test_visits_predict_when_a_run_converges_better_than_shuffled_ones_even_befo
 
 
 @pytest.mark.slow
-def test_on_modular_addition_state_changes_and_visits_do_not_tell_when_a_small_network_groks():
-    """Thirty seeds that grok. Weight decay moves all weights alike, and states follow it, not the grokking."""
+def test_on_modular_addition_visits_tell_when_a_small_network_groks_and_state_changes_do_not():
+    """Sixty seeds that grok. Weight decay moves all weights alike, and states change with it, not at the grokking."""
     data = wb.make("modular-addition", holdout=0.25).load()
     routine = wb.training(wb.make("mlp", width=128), "cross_entropy", data, "adamw", batch_size=len(data.x))
     hyper, probes = {"lr": 3e-3, "weight_decay": 1.0}, ["heldout", WEIGHT_METRICS]
-    record = wb.rollout(routine, 1600, seed=list(range(30)), hyper=hyper, probes=probes, every=40)
+    record = wb.rollout(routine, 1600, seed=list(range(60)), hyper=hyper, probes=probes, every=40)
     learnt = record["heldout_accuracy"].values > 0.5
     times = np.where(learnt.any(1), record["step"].values[learnt.argmax(1)].astype(float), np.nan)
-    assert np.isfinite(times).sum() >= 25
+    assert np.isfinite(times).sum() >= 50
     found = segment(record, restarts=2)
     assert found.sizes["state"] > 1
     assert float(alignment(found, times)["p_value"]) > 0.05
-    assert float(detours(found, times)["p_value"]) > 0.05
+    assert float(detours(found, times, shuffles=999)["p_value"]) < 0.01

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.widgets.desks import done, until
-from widgets.apps import files
+from widgets.apps import background, files
 from widgets.apps.landscape import LABELS, LandscapeDesk
 from widgets.apps.landscape_measures import edge
 from widgets.apps.landscape_view import LandscapeShell
@@ -340,11 +340,21 @@ def blocks_of(desk):
     ]
 
 
-def test_a_run_that_comes_to_rest_while_the_picture_is_drawn_is_seen_where_it_stands(make):
-    desk = make(width="128", depth="2", points="25")
+def test_a_run_that_comes_to_rest_while_the_picture_is_drawn_is_seen_where_it_stands(make, monkeypatch):
+    rested, on_plane = threading.Event(), landscapes.on_plane
+
+    def held(*args, **given):
+        """The last part of a picture, which takes as long as the run needs to come to rest."""
+        assert rested.wait(30)
+        return on_plane(*args, **given)
+
+    monkeypatch.setattr(landscapes, "on_plane", held)
+    monkeypatch.setattr(background, "TELL_SECONDS", 0.0)
+    desk = make()
     desk.do(desk.look)
     until(lambda: desk.background.progress is not None)
     desk.step(5)
+    desk.do(lambda: desk.do(rested.set))  # the step's own tick is over then
     done(desk, lambda: None)
     assert desk.survey.paths.step.values[-1] == desk.session.index == 5
 

@@ -2,9 +2,10 @@
 
 Source of all of it: Hu, Chen, Saphra & Cho 2023, "Latent State Models of Training Dynamics", TMLR, arXiv:2308.09543.
 
-What of it was seen here, thirty seeds of a small MLP each (tests/landscapes/test_latent.py): on sparse parity states
+What of it was seen here, many seeds of a small MLP each (tests/landscapes/test_latent.py): on sparse parity states
 change near each run's own convergence, and visits predict when that is. On modular addition, grokked under weight decay
-within 1,600 steps, neither holds reliably. On both, BIC takes more than one state, and mostly the largest number tried.
+within 1,600 steps, states do not change near it, but visits predict it (cross-validated R² 0.27 and 0.29 of sixty seeds
+each; with thirty, chance alone may hide it). On both, BIC takes more than one state, mostly the largest number tried.
 """
 
 import contextlib
