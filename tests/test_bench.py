@@ -25,6 +25,7 @@ def own(monkeypatch, tmp_path):
     [
         (Figures(2.0, 6.0, "ms"), {"least": 3.0}, 3.0, True),
         (Figures(2.0, 6.0, "ms"), {"most": 0.3}, 1 / 3, False),
+        (Figures(0.5, 1.5, "GB"), {"most": 1.0}, 1 / 3, True),
         (Figures(6.0, 2.0, "frames/s"), {"least": 3.1}, 3.0, False),
         (Figures(6.0, 2.0, "frames/s"), {"most": 0.5}, 1 / 3, True),
     ],

@@ -72,7 +72,7 @@ class Sides:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Two numbers that were measured. `unit`: "s", "ms" or "µs" for times, of which less is better; else more is."""
+    """Two numbers that were measured. `unit`: "s", "ms", "µs" or "GB", of which less is better; of others more is."""
 
     ours: float
     peer: float
@@ -115,7 +115,7 @@ class Benchmark:
         """How many times better ours is, or, where the bar is `most`, how many times as much it costs."""
         if ours is None or peer is None:
             return None
-        better = peer / ours if unit in TIMES else ours / peer
+        better = peer / ours if unit in TIMES or unit == "GB" else ours / peer
         return better if self.least is not None else 1 / better
 
 

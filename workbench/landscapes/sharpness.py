@@ -22,9 +22,8 @@ def batch_sharpness(
     """E[gᵀ H g / |g|²] over minibatches, g and H the gradient and the Hessian of the same minibatch.
 
     What SGD's own step sees of curvature: it is this, and not λ₁ of the whole loss, that hovers at 2/lr for small
-    batches. Source: Andreyev & Beneventano 2024, arXiv:2412.20553 (batch sharpness: the expected curvature of minibatch
-    Hessians along their own gradients). Whether they take the mean of the quotients, as here, or the quotient of the
-    means was not verified.
+    batches. Source: Andreyev & Beneventano 2024, arXiv:2412.20553, definition 3: the mean of the quotients, not the
+    quotient of the means.
     """
     key = key or Key(0).stream("batches")
     point, values = landscape.point(x), []
