@@ -261,9 +261,11 @@ export function clipped(ctx, { l, t, w, h }, draw) {
   ctx.restore();
 }
 
-export function text(ctx, value, x, y, { size = 12, weight = 400, colour, align = "left", base = "middle" }) {
+// What is wider than `room` is set narrower, so that no letter is cut off.
+export function text(ctx, value, x, y, { size = 12, weight = 400, colour, align = "left", base = "middle", room }) {
   Object.assign(ctx, { font: `${weight} ${size}px ${FONT}`, fillStyle: colour, textAlign: align, textBaseline: base });
-  ctx.fillText(value, x, y);
+  if (room > 0) ctx.fillText(value, x, y, room);
+  else ctx.fillText(value, x, y);
 }
 
 function drawGrid(ctx, { look, view }, xs, ys) {
@@ -325,11 +327,11 @@ function drawAxes(ctx, { look, scene, view, width }, xs, ys) {
   for (const [v] of ys) ctx.fillRect(l - 4, Math.round(view.py(v)), 4, 1);
   for (const [v, s] of xs) text(ctx, s, Math.min(view.px(v), width - 10), bottom + 13, { ...small, align: "center" });
   for (const [v, s] of ys) text(ctx, s, l - 8, view.py(v), { ...small, align: "right" });
-  text(ctx, scene.labels[0], l + w / 2, bottom + 30, { colour: look.ink, align: "center" });
+  text(ctx, scene.labels[0], l + w / 2, bottom + 30, { colour: look.ink, align: "center", room: w });
   ctx.save();
   ctx.translate(13, t + h / 2);
   ctx.rotate(-Math.PI / 2);
-  text(ctx, scene.labels[1], 0, 0, { colour: look.ink, align: "center" });
+  text(ctx, scene.labels[1], 0, 0, { colour: look.ink, align: "center", room: h });
   ctx.restore();
 }
 
@@ -344,12 +346,12 @@ function drawBar(ctx, { look, scene, view }) {
   ctx.save();
   ctx.translate(x + 50, t + h / 2);
   ctx.rotate(-Math.PI / 2);
-  text(ctx, label, 0, 0, { size: 11, colour: look.muted, align: "center" });
+  text(ctx, label, 0, 0, { size: 11, colour: look.muted, align: "center", room: h });
   ctx.restore();
 }
 
-function drawHead(ctx, { look, scene, palette, head }) {
-  text(ctx, scene.title, 12, 15, { size: 13, weight: 600, colour: look.ink });
+function drawHead(ctx, { look, scene, palette, head, width }) {
+  text(ctx, scene.title, 12, 15, { size: 13, weight: 600, colour: look.ink, room: width - 20 });
   for (const { entry, x, y } of head.entries) {
     mark(ctx, entry.marker, x + 6, y, 4.5, palette[entry.colour], null);
     text(ctx, entry.name, x + 16, y + 0.5, { size: 12, colour: look.ink });
