@@ -17,19 +17,15 @@ def on_loop(doc: Document, call: Callable[[], None], *, after: float = 0.0) -> N
     From any thread. Bokeh's `add_next_tick_callback` is not for that: while Panel holds a document's events, a callback
     that another thread adds is one of them, and may be dropped.
     """
-    loop = _loop(doc)
-    if loop is None:
+    context: Any = doc.session_context
+    application = context and context.server_context.application_context
+    if not application:
         return
+    loop = application.io_loop
     if after:
         loop.add_callback(loop.call_later, after, _make, doc, call)  # timers belong to the loop's thread
     else:
         loop.add_callback(_make, doc, call)
-
-
-def _loop(doc: Document) -> Any:
-    context: Any = doc.session_context
-    application = context and context.server_context.application_context
-    return application and application.io_loop
 
 
 async def _make(doc: Document, call: Callable[[], None]) -> None:

@@ -48,6 +48,8 @@ SECONDS, CALLS = 8.0, 41
 """Both sides are called in turn until this much time is spent or so many calls are made, at least nine times."""
 
 TIMES = {"s": 1.0, "ms": 1e3, "µs": 1e6}
+COSTS = (*TIMES, "GB")
+"""Units of what is better when it is less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Sides:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Two numbers that were measured. `unit`: "s", "ms", "µs" or "GB", of which less is better; of others more is."""
+    """Two numbers that were measured. Of the units in `COSTS` less is better, of others more."""
 
     ours: float
     peer: float
@@ -115,7 +117,7 @@ class Benchmark:
         """How many times better ours is, or, where the bar is `most`, how many times as much it costs."""
         if ours is None or peer is None:
             return None
-        better = peer / ours if unit in TIMES or unit == "GB" else ours / peer
+        better = peer / ours if unit in COSTS else ours / peer
         return better if self.least is not None else 1 / better
 
 

@@ -22,6 +22,7 @@ MATCHINGS = {
     "activations": landscapes.activation_matching,
     "the loss half-way": landscapes.straight_through_matching,
 }
+"""By what units are matched: a function that gives their orders."""
 STATES = range(1, 7)
 """Numbers of latent states that are tried."""
 LEAST = 12
@@ -111,13 +112,13 @@ def shapes(scene: Any, track: Track, watch: Watch) -> Iterator[tuple[str, Any]]:
 
 def between(scene: Any, a: Tensor, b: Tensor, watch: Watch) -> Iterator[tuple[str, Any]]:
     """(what it is, path) from a to b: straight, with units matched where they can be, trained, and by dropout."""
-    parts = len(MATCHINGS) + 2
+    matchings = MATCHINGS if isinstance(scene.model, MLP) else {}
+    parts = len(matchings) + 2
     *some, first, second = (landscapes.within(watch, i / parts, (i + 1) / parts) for i in range(parts))
     yield "straight line", landscapes.line(a, b)
-    if isinstance(scene.model, MLP):
-        for (words, match), part in zip(MATCHINGS.items(), some, strict=True):
-            moved = landscapes.permute(scene, b, match(scene, a, b, watch=part))
-            yield f"straight after matching units by {words}", landscapes.line(a, moved)
+    for (words, match), part in zip(matchings.items(), some, strict=True):
+        moved = landscapes.permute(scene, b, match(scene, a, b, watch=part))
+        yield f"straight after matching units by {words}", landscapes.line(a, moved)
     yield "trained curve (quadratic Bézier)", landscapes.bezier(scene, a, b, steps=150, watch=first)
     yield "trained bend (polygon)", landscapes.polygon(scene, a, b, steps=150, watch=second)
     if isinstance(scene.model, MLP) and scene.model.depth == 1:

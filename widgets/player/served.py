@@ -11,8 +11,7 @@ from bokeh.document import Document
 from bokeh.server.views.ws import WSHandler
 from panel.custom import JSComponent
 
-from widgets.connection import on_loop
-
+from ..connection import on_loop
 from .esm import module
 from .events import Events
 from .feed import Feed
