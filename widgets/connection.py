@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import panel as pn
 from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
 from bokeh.server.session import ServerSession
 from panel.io import document
-from panel.io.state import set_curdoc
 from panel.reactive import Syncable
 
 
@@ -21,22 +22,25 @@ def on_loop(doc: Document, call: Callable[[], None], *, after: float = 0.0) -> N
     application = context and context.server_context.application_context
     if not application:
         return
-    loop = application.io_loop
+    loop, page = application.io_loop, ref(doc)  # a timer may outlast its page, and must not keep it
     if after:
-        loop.add_callback(loop.call_later, after, _make, doc, call)  # timers belong to the loop's thread
+        loop.add_callback(loop.call_later, after, _make, page, call)  # timers belong to the loop's thread
     else:
-        loop.add_callback(_make, doc, call)
+        loop.add_callback(_make, page, call)
 
 
-async def _make(doc: Document, call: Callable[[], None]) -> None:
-    context: Any = doc.session_context
+async def _make(page: Callable[[], Document | None], call: Callable[[], None]) -> None:
+    context: Any = getattr(page(), "session_context", None)
     if context is not None and context.session is not None:
-        await context.session.with_document_locked(_call, doc, call)
+        await context.session.with_document_locked(_call, page, call)
 
 
-def _call(doc: Document, call: Callable[[], None]) -> None:
-    with set_curdoc(doc):
-        call()
+def _call(page: Callable[[], Document | None], call: Callable[[], None]) -> None:
+    doc = page()
+    if doc is not None:
+        # Not Panel's `set_curdoc`: what is begun meanwhile would copy it, and keep the document as long as it lasts.
+        with patch_curdoc(doc):
+            call()
 
 
 def mark_pulled() -> None:

@@ -1,9 +1,11 @@
 """A page hears of everything that changes, from the moment its browser has fetched it."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from types import SimpleNamespace
 
 import panel as pn
@@ -161,3 +163,19 @@ def test_a_call_for_a_page_that_has_gone_is_not_made():
         return calls
 
     assert asyncio.run(call_after_leaving()) == []
+
+
+def test_calls_keep_no_page():
+    """Neither a call that is yet to come, nor a timer that began in one that was made."""
+
+    async def kept():
+        page, begun = visited(IOLoop.current()), []
+        connection.on_loop(page, lambda: None, after=60)
+        connection.on_loop(page, lambda: begun.append(IOLoop.current().call_later(60, print)))
+        await asyncio.sleep(0.05)
+        page, gone = None, weakref.ref(page)
+        await asyncio.sleep(0)
+        gc.collect()
+        return gone() is not None, len(begun)
+
+    assert asyncio.run(kept()) == (False, 1)
