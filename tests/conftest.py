@@ -1,4 +1,4 @@
-"""What every test starts from: seeded, float32, two threads; and a browser that cannot leave this machine."""
+"""What every test starts from: seeded, float32, few threads; and a browser that cannot leave this machine."""
 
 import os
 import random
@@ -15,6 +15,8 @@ hypothesis.settings.register_profile("workbench", deadline=None, derandomize=Tru
 hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "workbench"))
 
+THREADS = min(2, int(os.environ.get("OMP_NUM_THREADS") or 2))
+"""One where tests run side by side: more than there are cores wait for each other."""
 BROWSER_FIXTURES = {"browser", "new_page", "page"}
 BROWSER_NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 BROWSER_ARGS = [
@@ -40,8 +42,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _fixed_numerics():
-    """Seed the global generators and set two threads; fail a test that leaves global numerics changed."""
-    torch.set_num_threads(2)
+    """Seed the global generators and set the threads; fail a test that leaves global numerics changed."""
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - scikit-learn and peers draw from it
     random.seed(0)

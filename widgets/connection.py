@@ -1,6 +1,7 @@
 """What has to be mended between Bokeh and Panel so that a served page loses nothing."""
 
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 from weakref import ref
 
@@ -8,6 +9,7 @@ import panel as pn
 from bokeh.document import Document
 from bokeh.io.doc import patch_curdoc
 from bokeh.server.session import ServerSession
+from panel.custom import JSComponent
 from panel.io import document
 from panel.reactive import Syncable
 
@@ -41,6 +43,12 @@ def _call(page: Callable[[], Document | None], call: Callable[[], None]) -> None
         # Not Panel's `set_curdoc`: what is begun meanwhile would copy it, and keep the document as long as it lasts.
         with patch_curdoc(doc):
             call()
+
+
+class KeepsNewest(JSComponent):
+    """Nothing to see: on a page that has it, no value that the server has replaced returns from the browser."""
+
+    _esm = files(__package__).joinpath("newest.js").read_text(encoding="utf-8")
 
 
 def mark_pulled() -> None:

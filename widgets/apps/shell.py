@@ -18,7 +18,7 @@ from widgets.apps import files
 from widgets.apps.desk import GIVES, SAVED, Desk
 from widgets.apps.newest import Newest
 from widgets.apps.plot import forgive_resizing
-from widgets.connection import on_loop
+from widgets.connection import KeepsNewest, on_loop
 from widgets.player import ServedPlayer
 from widgets.sliders import Echo
 
@@ -142,7 +142,8 @@ class Shell:
         tabs = pmui.Tabs(*self.tabs(), dynamic=True, **look)
         self.tabs_view = tabs
         grid = pn.Column(self.player, self._transport(), tabs, stylesheets=[MAIN], sizing_mode="stretch_both", margin=0)
-        return pn.Column(self.message, grid, sizing_mode="stretch_both", margin=(8, 12, 0, 12))
+        newest = KeepsNewest(width=0, height=0, margin=0)
+        return pn.Column(self.message, grid, newest, sizing_mode="stretch_both", margin=(8, 12, 0, 12))
 
     def _transport(self) -> Any:
         desk = self.desk
