@@ -7,13 +7,16 @@ const PATIENCE = 1000; // ms until a value that the server had replaced counts a
 function keepNewest(proto) {
   if (proto.setv.keepsNewest) return;
   const setv = proto.setv, replaced = new WeakMap(), drawn = new WeakMap();
-  const valueOf = (model, name) => model.properties[name]?.get_value();
+  const valueOf = (model, name) => {
+    const property = model.properties[name];
+    return property && !property.is_unset ? property.get_value() : undefined;
+  };
 
   // Whether React draws what this model holds. Others write only what a person did.
   const byReact = (data) => {
     if (!drawn.has(data)) {
-      const holder = [...(data.document?.all_models ?? [])].find((model) => model.data === data);
-      drawn.set(data, !!holder?.type.endsWith("ReactComponent"));
+      const holds = (model) => model.type.endsWith("ReactComponent") && valueOf(model, "data") === data;
+      drawn.set(data, [...data.document.all_models].some(holds));
     }
     return drawn.get(data);
   };
@@ -30,7 +33,9 @@ function keepNewest(proto) {
 
   proto.setv = function (changes, options) {
     const names = Object.keys(changes);
-    if (options?.sync === false) {
+    if (!this.document) {
+      setv.call(this, changes, options); // still being made
+    } else if (options?.sync === false) {
       const before = names.map((name) => valueOf(this, name));
       setv.call(this, changes, options);
       // What is no longer as the server set it was reset at once, as events are.

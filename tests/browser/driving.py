@@ -5,6 +5,8 @@ import re
 import pytest
 
 TIMEOUT = 30_000
+MAKING = 120_000
+"""ms until a file that is made first, beside everything else, is there."""
 PLAYER = "Object.values(window.__players)[0]"
 AGENT = "Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Mobile Safari/537.36"
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "user_agent": AGENT}
@@ -67,7 +69,7 @@ def download(page, name):
     """Presses a button that gives a file; the file's path."""
     button = page.get_by_role("button", name=name).last
     until(page, button.is_enabled, f"a button {name!r} that can be pressed")
-    with page.expect_download(timeout=TIMEOUT) as caught:
+    with page.expect_download(timeout=MAKING) as caught:
         button.click()
     return caught.value.path()
 

@@ -10,7 +10,8 @@ VISITS = 50
 
 # In a process of its own: pytest keeps log records, which keep what they speak of.
 SOAK = """
-import gc, json, os, sys, time
+import gc, json, os, sys, threading, time
+from types import FrameType
 import psutil
 from bokeh.client import pull_session
 from widgets.apps.desk import Desk
@@ -20,6 +21,18 @@ from workbench import Session
 
 def alive(kind):
     return sum(issubclass(type(thing), kind) for thing in gc.get_objects())
+
+def keepers(thing, most=40):
+    # what refers to a thing, what to that, and so on, nearest first
+    lines, waiting, seen = [], [(thing, 0)], {id(thing)}
+    while waiting and len(lines) < most:
+        kept, far = waiting.pop(0)
+        for keeper in gc.get_referrers(kept):
+            if id(keeper) not in seen | {id(waiting), id(globals())} and not isinstance(keeper, FrameType):
+                seen.add(id(keeper))
+                waiting.append((keeper, far + 1))
+                lines.append(f"{far} {type(kept).__name__} < {type(keeper).__name__} {str(keeper)[:120]}")
+    return lines
 
 def settle():
     end = time.monotonic() + 30
@@ -40,6 +53,9 @@ for i in range(int(sys.argv[2])):
         sizes.append(settle())
 sizes.append(settle())
 left = {kind.__name__: alive(kind) for kind in (Desk, Session, ServedPlayer)}
+for desk in [thing for thing in gc.get_objects() if isinstance(thing, Desk)]:
+    print("left:", desk.title, "closed" if desk.closed else "open", *keepers(desk), sep="\\n", file=sys.stderr)
+    print("threads:", *threading.enumerate(), sep="\\n", file=sys.stderr)
 print(json.dumps({"left": left, "visitors": len(server.visitors), "pages": roots, "megabytes": sizes}), flush=True)
 os._exit(0)
 """
@@ -52,7 +68,7 @@ def test_fifty_visits_leave_no_session_alive_and_memory_flat(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["pages"] == VISITS
-    assert found["left"] == {"Desk": 0, "Session": 0, "ServedPlayer": 0}
+    assert found["left"] == {"Desk": 0, "Session": 0, "ServedPlayer": 0}, f"{found}\n{done.stderr[-8000:]}"
     assert found["visitors"] == 0
     early, late = found["megabytes"]
     assert late - early < 60, f"memory grew from {early:.0f} to {late:.0f} MB over {VISITS - 10} visits"

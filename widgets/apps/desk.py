@@ -66,6 +66,8 @@ class Desk:
     name = ""
     title = ""
     frame_seconds = FRAME_SECONDS
+    page_frames = 300
+    """Of a page that plays, at most."""
     trains = False
     """Whether its live run learns weights that can be taken away."""
 
@@ -307,10 +309,10 @@ class Desk:
         raise NotImplementedError
 
     def html(self) -> str:
-        """The live run as one page that plays by itself, in at most 300 frames."""
+        """The live run as one page that plays by itself, in at most `page_frames` frames."""
         session = self.session.branch()
-        end = session.index
-        steps = sorted({round(i * end / min(299, max(end, 1))) for i in range(min(299, end) + 1)})
+        end, most = session.index, self.page_frames - 1
+        steps = sorted({round(i * end / min(most, max(end, 1))) for i in range(min(most, end) + 1)})
         with session:
             frames = [self._frame_at(session, step) for step in steps]
         return export_html(self.scene(), frames, title=self.title, series=self.series(steps), meta=self.meta())

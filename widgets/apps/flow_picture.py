@@ -118,11 +118,12 @@ class FlowPicture:
         """What moves, at a share `tau` of the way. `stamp` says which state the fields are of."""
         found: list[Any] = []
         for i, (flight, field, panel) in enumerate(zip(self.flights, fields, self.panels, strict=True)):
+            ways = flight.path(field, PARTICLES, tau) if exact and "particles" in shown else None
             if "paths" in shown:
-                found.append(self._path_layer(i, flight, field, panel, stamp, STEPS if exact else ROUGH))
+                whole = ways[:, :PATHS] if ways is not None and tau == 1 else None
+                found.append(self._path_layer(i, flight, field, panel, stamp, STEPS if exact else ROUGH, whole))
             if "particles" in shown:
-                x = flight.path(field, PARTICLES, tau)[-1] if exact else flight.advance(field, tau)
-                at = x.numpy()
+                at = (flight.advance(field, tau) if ways is None else ways[-1]).numpy()
                 found.append(Points(at[:, 0] + panel.dx, at[:, 1] + panel.dy, colour=i, radius=1.6, opacity=0.8))
             if "arrows" in shown:
                 found.append(self._arrow_layer(i, flight, field, panel, tau, None if exact else round(tau * LOOKS)))
@@ -135,11 +136,14 @@ class FlowPicture:
             known = self._arrows[i] = (stamp, arrows)
         return known[1]
 
-    def _path_layer(self, i: int, flight: Flight, field: wb.Field, panel: Panel, stamp: Any, steps: int) -> Paths:
+    def _path_layer(
+        self, i: int, flight: Flight, field: wb.Field, panel: Panel, stamp: Any, steps: int, ways: Tensor | None
+    ) -> Paths:
+        """`ways`: of these samples from one end to the other, where they are known already."""
         known, stamp = self._paths.get(i), (steps, stamp)
         if known is None or known[0] != stamp:
-            path = flight.path(field, PATHS, steps=steps).numpy().swapaxes(0, 1)
-            at = path + np.asarray([panel.dx, panel.dy], dtype=path.dtype)
+            path = (flight.path(field, PATHS, steps=steps) if ways is None else ways).numpy().swapaxes(0, 1)
+            at = path + np.array([panel.dx, panel.dy], dtype=path.dtype)
             known = self._paths[i] = (stamp, Paths.of(list(at), colour=i, width=1.0, opacity=0.6))
         return known[1]
 
