@@ -383,8 +383,13 @@ def run_script(text, folder):
     return torch.load(folder / "x.pt")
 
 
-def test_the_script_makes_the_same_bits(desk, tmp_path):
+@pytest.fixture
+def two_threads():
+    """Before the desk begins its own: a thread keeps the number that it began with."""
     torch.set_num_threads(2)
+
+
+def test_the_script_makes_the_same_bits(two_threads, desk, tmp_path):
     done(desk, lambda: desk.step(12), lambda: desk.turn("lr", 0.02), lambda: desk.step(8))
     assert same_bits(run_script(desk.script(), tmp_path), desk.session.state.x)
 
