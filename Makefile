@@ -22,8 +22,8 @@ serve: $(VENV)/.installed ## Start the workbench on http://127.0.0.1:5006
 test: $(VENV)/.installed-all ## Run the tests (installs what they need, a browser included)
 	@browser=$$(.ci/browser $(PY)) || exit 1; export WORKBENCH_CHROMIUM="$$browser"; ran=; status=0; \
 	tests() { "$$@" $(ARGS) && ran=yes || { code=$$?; [ $$code = 5 ] || status=$$code; }; }; \
-	tests env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not browser and not jupyter"; \
-	tests $(PY) -m pytest -m "browser or jupyter"; \
+	tests env OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --part together; \
+	tests $(PY) -m pytest --part alone; \
 	[ $$status != 0 ] || [ "$$ran" ] || status=5; exit $$status
 
 quick: $(VENV)/.installed-all ## Run the tests one runs by habit, two at a time: no browser, no notebooks, no benchmarks

@@ -32,12 +32,26 @@ LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 LOCAL_SCHEMES = {"about", "blob", "data", "file"}
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    """The two parts of `make test`; an option, so that `-m` stays free for whoever runs it."""
+    words = "only tests that may run beside others, or only those that drive a browser or Jupyter"
+    parser.addoption("--part", choices=["together", "alone"], help=words)
+
+
+def pytest_collection_modifyitems(config, items):
     """Mark browser tests, and run them last: sync Playwright occupies the main thread's event loop to the end."""
     for item in items:
         if BROWSER_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.browser)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+    part = config.getoption("--part")
+    if part:
+        kept: dict[bool, list] = {True: [], False: []}
+        for item in items:
+            alone = any(map(item.get_closest_marker, ("browser", "jupyter")))
+            kept[alone == (part == "alone")].append(item)
+        items[:] = kept[True]
+        config.hook.pytest_deselected(items=kept[False])
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ function keepNewest(proto) {
     return property && !property.is_unset ? property.get_value() : undefined;
   };
 
-  // Whether React draws what this model holds. Others write only what a person did.
+  // Whether React draws what this model holds. Others write only what a person did, and so do models that just left.
   const byReact = (data) => {
-    if (!drawn.has(data)) {
+    if (data.document && !drawn.has(data)) {
       const holds = (model) => model.type.endsWith("ReactComponent") && valueOf(model, "data") === data;
       drawn.set(data, [...data.document.all_models].some(holds));
     }

@@ -69,7 +69,7 @@ class FlowDesk(Desk):
     title = "Flow"
     frame_seconds = 1 / 60
     page_frames = 150
-    """Each takes a twentieth of a second to work out."""
+    """Each takes a fifteenth of a second to work out."""
 
     def __init__(
         self, *, runs: str | Path = "runs", query: Mapping[str, str] | None = None, target: wb.Density | None = None
