@@ -76,6 +76,18 @@ def test_a_paused_picture_shows_where_the_net_takes_the_source_samples(make):
     np.testing.assert_allclose(np.stack([points.x, points.y], 1), end, atol=5e-3)
 
 
+def test_drawn_paths_are_those_of_the_first_particles_however_they_were_made(make):
+    desk = make()
+    done(desk, lambda: desk.step(20))
+    fields = desk.fields(desk.session)
+    alone, _ = desk.picture_.layers(fields, 1.0, ["paths", "arrows"], exact=True, stamp="alone")
+    beside, particles = desk.picture_.layers(fields, 1.0, ["paths", "particles"], exact=True, stamp="beside")
+    for mine, theirs, end in ((alone.x, beside.x, particles.x), (alone.y, beside.y, particles.y)):
+        assert np.allclose(mine, theirs, atol=1e-5)
+        ends = np.asarray(theirs).reshape(48, -1)[:, -1]
+        assert np.allclose(ends, np.asarray(end)[:48], atol=1e-5)
+
+
 def test_going_back_and_replaying_gives_the_same_bits(make):
     desk = make(beside({}, {}))
     done(desk, lambda: desk.step(12), lambda: desk.turn("A.lr", 0.01), lambda: desk.step(6))
